@@ -1,0 +1,44 @@
+# The service as an image, in two targets: `cpu` (the default, no torch) and `gpu`.
+
+FROM python:3.11-slim AS builder
+WORKDIR /build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_CONSTRAINT=/build/constraints.txt
+RUN python -m venv /venv
+# No source yet: this installs the dependencies alone, and stays cached until they change.
+COPY pyproject.toml constraints.txt ./
+
+FROM builder AS cpu-builder
+RUN /venv/bin/pip install '.[cpu]'
+
+FROM python:3.11-slim AS base
+RUN useradd --system --uid 10001 --no-create-home rnp \
+    && install --directory --owner rnp /cache
+ENV PATH=/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    RNP_HOST=0.0.0.0 \
+    RNP_PORT=8000 \
+    RNP_CACHE_DIR=/cache
+WORKDIR /app
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", \
+    "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['RNP_PORT']}/readyz\")"]
+CMD ["python", "-m", "service"]
+
+FROM base AS cpu
+COPY --from=cpu-builder /venv /venv
+COPY models models
+COPY service service
+
+FROM builder AS gpu-builder
+RUN /venv/bin/pip install '.[gpu]'
+
+FROM base AS gpu
+COPY --from=gpu-builder /venv /venv
+COPY models models
+COPY service service
+
+# What a build without a target gives.
+FROM cpu

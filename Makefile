@@ -1,0 +1,72 @@
+# Every target sets up what it needs in .venv, once, and again when the dependencies change.
+
+PYTHON ?= python3
+VENV   ?= .venv
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+DATA   ?=
+OUT    ?=
+BACKBONE ?= mcifarnet
+ARGS   ?=
+BENCH  ?= $(filter-out __init__,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+
+python  := $(VENV)/bin/python
+install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+service := $(VENV)/.service
+full    := $(VENV)/.full
+inputs  := pyproject.toml constraints.txt
+
+# ONNX Runtime reports to its makers unless told not to.
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: help serve test check format train bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(service)  ## the service on HOST:PORT (127.0.0.1:8000); RNP_… variables set the rest
+	@RNP_HOST=$(HOST) RNP_PORT=$(PORT) exec $(python) -m service
+
+test: $(full) $(VENV)/bin/prometheus  ## all tests; ARGS go to pytest
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(python) -m pytest $(ARGS)
+
+check: $(full)  ## format, lint, types, and who may import whom
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(full)  ## put the code into the project's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+train: $(full)  ## a bundle from images: DATA=folder|data set OUT=directory [BACKBONE=…] [ARGS=…]
+	@$(if $(and $(DATA),$(OUT)),,$(error make train needs DATA (images) and OUT (a new bundle directory)))
+	@exec $(python) -m training fit --data $(DATA) --backbone $(BACKBONE) --out $(OUT) $(ARGS)
+
+bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS go to each
+	@set -e; for name in $(BENCH); do $(python) -m benchmarks.$$name $(ARGS); done
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# The service alone needs no torch, so it is ready long before the rest.
+$(service): $(inputs)
+	@echo "Setting up $(VENV) for the service; this happens once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(install) --editable '.[cpu]'
+	@touch $@
+
+# torch comes first and by exact version: where a build of it is at hand, pip takes that one.
+$(full): $(service)
+	@echo "Adding torch, training and the development tools to $(VENV); this happens once."
+	@$(install) "$$(grep '^torch==' constraints.txt)"
+	@$(install) --editable '.[cpu,train,dev]'
+	@touch $@
+
+# A real Prometheus for the dashboard's test: the machine's own, or Debian's package unpacked here.
+$(VENV)/bin/prometheus: | $(full)
+	-@if command -v prometheus >/dev/null; then ln -s "$$(command -v prometheus)" $@; else \
+	  cd $(VENV) && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } \
+	  && dpkg-deb --extract prometheus_*.deb prometheus && ln -s ../prometheus/usr/bin/prometheus bin/; fi

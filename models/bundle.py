@@ -1,0 +1,290 @@
+"""A bundle: a directory with everything needed to serve, verified before use. No torch, no pickle.
+
+    <name>/bundle.json         the card: what it is, how it was made, what every budget costs
+    <name>/model.safetensors   folded weights (`weight` float16, `scale` and `shift` per input
+                               width float32), head and agent
+    <name>/curve.png           accuracy against compute
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from models.compute import MacTable, mac_table
+from models.config import AgentConfig, BackboneConfig, to_dict
+from models.preprocess import Preprocessing
+
+FORMAT = 1
+CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be read, is not whole, or was changed after it was written."""
+
+
+@dataclass(frozen=True)
+class CalibrationPoint:
+    """What a penalty spends and keeps, measured on held-out training images."""
+
+    penalty: float
+    fraction: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TestPoint:
+    """What a budget spent and kept on test images; `spread` is the deviation among images."""
+
+    budget: float
+    fraction: float
+    spread: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `bundle.json` says.
+
+    Attributes:
+        calibration: by falling penalty, so by rising fraction.
+        test: by rising budget; empty until the bundle was evaluated.
+        files: SHA-256 of each other file of the bundle.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    backbone: BackboneConfig
+    agent: AgentConfig
+    preprocessing: Preprocessing
+    calibration: tuple[CalibrationPoint, ...]
+    test: tuple[TestPoint, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    git_commit: str = "unknown"
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def table(self) -> MacTable:
+        """The network's MACs."""
+        return mac_table(self.backbone, self.agent)
+
+    @property
+    def min_fraction(self) -> float:
+        """The lowest budget that the agent can reach on average, rounded up to 4 digits."""
+        return math.ceil(self.calibration[0].fraction * 1e4) / 1e4
+
+    @property
+    def min_cap(self) -> float:
+        """The lowest cap that can be kept, rounded up to 4 digits."""
+        table = self.table()
+        return math.ceil(table.least / table.full * 1e4) / 1e4
+
+    def penalty(self, budget: float) -> float:
+        """The penalty that spends `budget` of the full MACs on average; 0 at budget 1.
+
+        Raises:
+            ValueError: the budget is outside [min_fraction, 1].
+        """
+        if not self.min_fraction <= budget <= 1:
+            raise ValueError(f"budget {budget} is outside [{self.min_fraction}, 1]")
+        if budget == 1:
+            return 0.0
+        fractions = [point.fraction for point in self.calibration]
+        logs = [math.log(point.penalty) for point in self.calibration]
+        return math.exp(float(np.interp(budget, fractions, logs)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON-ready values, with the MACs per layer for readers."""
+        table = self.table()
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values.update(
+            format=FORMAT,
+            backbone=to_dict(self.backbone),
+            agent=to_dict(self.agent),
+            preprocessing=dataclasses.asdict(self.preprocessing),
+            calibration=[dataclasses.asdict(point) for point in self.calibration],
+            test=[dataclasses.asdict(point) for point in self.test],
+            macs={
+                "full": table.full,
+                "least": table.least,
+                "layers": table.layers[:, -1, -1].tolist(),
+                "head": int(table.head[-1]),
+            },
+        )
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Card:
+        """Read a card.
+
+        Raises:
+            BundleError: another version, a missing or an unknown field, or dimensions that do
+                not give the MACs that the card states.
+        """
+        if values.get("format") != FORMAT:
+            raise BundleError(
+                f"bundle format {values.get('format')!r} is unknown: this version reads {FORMAT}"
+            )
+        try:
+            rest = {k: v for k, v in values.items() if k not in ("format", "macs")}
+            rest["labels"] = tuple(rest["labels"])
+            rest["backbone"] = BackboneConfig.from_dict(rest["backbone"])
+            rest["agent"] = AgentConfig(**rest["agent"])
+            rest["preprocessing"] = Preprocessing.from_dict(rest["preprocessing"])
+            rest["calibration"] = tuple(CalibrationPoint(**p) for p in rest["calibration"])
+            rest["test"] = tuple(TestPoint(**p) for p in rest["test"])
+            card = cls(**rest)
+            stated = values["macs"]["full"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"bundle card cannot be read: {error}") from error
+        card._check(stated)
+        return card
+
+    def _check(self, stated_macs: int) -> None:
+        if self.table().full != stated_macs:
+            raise BundleError(
+                f"bundle card states {stated_macs} MACs, its dimensions give {self.table().full}"
+            )
+        if len(self.labels) != self.backbone.classes:
+            raise BundleError(
+                f"bundle card has {len(self.labels)} labels for {self.backbone.classes} classes"
+            )
+        points = self.calibration
+        if not points:
+            raise BundleError("bundle card has no calibration")
+        for low, high in zip(points, points[1:], strict=False):
+            if not (low.penalty > high.penalty > 0 and low.fraction < high.fraction):
+                raise BundleError("bundle card's calibration is not sorted by rising fraction")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory. `digest` is the SHA-256 of card and files together."""
+
+    card: Card
+    tensors: Tensors
+    path: Path
+    digest: str
+
+
+def write_bundle(path: Path, card: Card, tensors: Tensors, curve_png: bytes | None = None) -> Card:
+    """Write a bundle whole or not at all, and return its card with the files' hashes.
+
+    Raises:
+        FileExistsError: `path` exists.
+    """
+    if path.exists():
+        raise FileExistsError(f"bundle directory {path} exists: choose another, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        files = {WEIGHTS: save_tensors(tensors)}
+        if curve_png is not None:
+            files[CURVE] = curve_png
+        for name, content in files.items():
+            (scratch / name).write_bytes(content)
+        card = dataclasses.replace(card, files={n: _sha256(c) for n, c in files.items()})
+        (scratch / CARD).write_text(json.dumps(card.to_json(), indent=1) + "\n")
+        scratch.chmod(0o755)
+        os.rename(scratch, path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return card
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        BundleError: a file is missing, changed, of another version, or its tensors do not fit the
+            dimensions on its card; the message names it.
+    """
+    try:
+        card_text = (path / CARD).read_bytes()
+        values = json.loads(card_text)
+    except OSError as error:
+        raise BundleError(f"bundle {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise BundleError(f"bundle {path}: {CARD} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"bundle {path}: {CARD} is not a JSON object")
+    card = Card.from_json(values)
+    if WEIGHTS not in card.files:
+        raise BundleError(f"bundle {path}: {CARD} lists no {WEIGHTS}")
+    contents = {name: _verified(path, name, digest) for name, digest in card.files.items()}
+    tensors = load_tensors(contents[WEIGHTS])
+    _check_shapes(path, card, tensors)
+    return Bundle(card, tensors, path, _sha256(card_text))
+
+
+def tensor_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a bundle."""
+    k, shapes = backbone.groups, {}
+    for index, layer in enumerate(backbone.layers):
+        fan_in, fan_out = layer.in_channels, layer.out_channels
+        shapes[f"conv.{index}.weight"] = (fan_out, fan_in, layer.kernel, layer.kernel)
+        shapes[f"conv.{index}.scale"] = shapes[f"conv.{index}.shift"] = (k, fan_out)
+        if layer.shortcut == "project":
+            fan_in = backbone.layers[index - 1].in_channels
+            shapes[f"projection.{index}.weight"] = (fan_out, fan_in, 1, 1)
+            shapes[f"projection.{index}.bias"] = (fan_out,)
+        if index > 0:
+            shapes[f"agent.encoder.{index}.weight"] = (agent.encoding, layer.in_channels)
+            shapes[f"agent.encoder.{index}.bias"] = (agent.encoding,)
+    features = backbone.in_channels(backbone.n_layers, k) * backbone.pool_to**2
+    for index, (a, b) in enumerate(
+        zip((features, *backbone.linears), backbone.linears, strict=False)
+    ):
+        shapes[f"head.{index}.weight"], shapes[f"head.{index}.bias"] = (b, a), (b,)
+    gates = 3 * agent.hidden
+    shapes["agent.cell.weight_ih"] = (gates, agent.cell_inputs)
+    shapes["agent.cell.weight_hh"] = (gates, agent.hidden)
+    shapes["agent.cell.bias_ih"] = shapes["agent.cell.bias_hh"] = (gates,)
+    shapes["agent.decoder.weight"] = (k, agent.hidden)
+    shapes["agent.decoder.bias"] = (k,)
+    return shapes
+
+
+def _check_shapes(path: Path, card: Card, tensors: Tensors) -> None:
+    wanted = tensor_shapes(card.backbone, card.agent)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        found = tensors[name].shape if name in tensors else None
+        if found != wanted.get(name):
+            raise BundleError(
+                f"bundle {path}: tensor {name} is {found or 'missing'}, "
+                f"the card's dimensions want {wanted.get(name) or 'none'}"
+            )
+
+
+def _verified(path: Path, name: str, digest: str) -> bytes:
+    if Path(name).name != name:
+        raise BundleError(f"bundle {path}: file name {name!r} is not plain")
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise BundleError(f"bundle {path}: {name} cannot be read: {error}") from error
+    if _sha256(content) != digest:
+        raise BundleError(f"bundle {path}: {name} does not match its SHA-256: it was changed")
+    return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

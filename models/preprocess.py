@@ -1,0 +1,208 @@
+"""From the bytes of an image file to the network's input: the only copy, no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+ALLOWED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
+
+
+class ImageError(ValueError):
+    """An image that cannot be classified; the message says why and what to send instead."""
+
+
+class NotAnImage(ImageError):
+    """The bytes are no image, or only a part of one."""
+
+
+class FormatNotAllowed(ImageError):
+    """The bytes are of a known format that is not read."""
+
+
+class TooManyPixels(ImageError):
+    """The image's header states more pixels than are allowed."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input; it travels with the bundle.
+
+    Attributes:
+        size: side of the square input, in pixels.
+        resize: what the image's shorter side is resized to before the centre is cropped.
+        mean: per channel, of values in [0, 1].
+        std: per channel, of values in [0, 1].
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= self.resize:
+            raise ValueError(f"preprocessing: size {self.size} is not in 1..resize {self.resize}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"preprocessing: mean {self.mean} and std {self.std} are not three values each, "
+                "std above 0"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Read back what `dataclasses.asdict` wrote, lists as tuples."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB."""
+        return np.array(self._resized(_rgb(_upright(image))))
+
+    def normalise(self, pixels: Pixels) -> Floats:
+        """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous."""
+        mean, std = np.float32(self.mean), np.float32(self.std)
+        values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(np.moveaxis(values, -1, -3), np.float32)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        """Resize and crop in one step, so that a very long image never becomes a huge one."""
+        width, height = image.size
+        if min(width, height) == self.resize:
+            left, top = (width - self.size) // 2, (height - self.size) // 2
+            return image.crop((left, top, left + self.size, top + self.size))
+        side = self.size * min(width, height) / self.resize
+        left, top = (width - side) / 2, (height - side) / 2
+        return image.resize(
+            (self.size, self.size),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + side, top + side),
+        )
+
+
+def preprocess(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Floats:
+    """The network's input for one image file: (3, size, size) float32.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    return preprocessing.normalise(preprocessing.pixels(decode(content, max_pixels)))
+
+
+def decode(content: bytes, max_pixels: int) -> Image.Image:
+    """Read an image file, of an animation the first frame.
+
+    Args:
+        content: the whole file; its format is read from its first bytes.
+        max_pixels: the most pixels (width × height) the header may state.
+
+    Raises:
+        NotAnImage: empty, no image, truncated or broken.
+        FormatNotAllowed: a known format other than the five that are read.
+        TooManyPixels: checked before anything is decoded.
+    """
+    opener = _opener(content)
+    try:
+        image = opener(BytesIO(content))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(f"{error}; the limit is {max_pixels} pixels: send fewer") from error
+    except Exception as error:  # Pillow's readers raise whatever a broken header makes them
+        raise NotAnImage(f"the image's header cannot be read: {error}") from error
+    _check_pixels(image, max_pixels)
+    try:
+        image.load()
+    except Exception as error:  # and so do its decoders
+        raise NotAnImage(f"the image is truncated or broken: {error}") from error
+    return image
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooManyPixels(
+            f"the image has {width} × {height} = {width * height} pixels, "
+            f"the limit is {max_pixels}: send a smaller one"
+        )
+
+
+# The readers are called directly: `Image.open` would try others too, and warn by a global limit.
+_OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"GIF87a": GifImagePlugin.GifImageFile,
+    b"GIF89a": GifImagePlugin.GifImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+}
+
+_NOT_ALLOWED = {
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"\x00\x00\x01\x00": "ICO",
+    b"%PDF": "PDF",
+    b"8BPS": "PSD",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"<svg": "SVG",
+}
+
+_NOT_ALLOWED_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"mif1": "HEIF"}
+
+
+def _opener(content: bytes) -> type[ImageFile.ImageFile]:
+    """The reader for a file, by its first bytes."""
+    if not content:
+        raise NotAnImage(f"the image is empty: send {ALLOWED_FORMATS}")
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    for magic, opener in _OPENERS.items():
+        if content.startswith(magic):
+            return opener
+    found = _not_allowed(content)
+    if found:
+        raise FormatNotAllowed(f"{found} is not read: send {ALLOWED_FORMATS}")
+    raise NotAnImage(f"the {len(content)} bytes are not an image: send {ALLOWED_FORMATS}")
+
+
+def _not_allowed(content: bytes) -> str | None:
+    if content[4:8] == b"ftyp":
+        return _NOT_ALLOWED_BRANDS.get(content[8:12])
+    return next((name for magic, name in _NOT_ALLOWED.items() if content.startswith(magic)), None)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF orientation says; a broken EXIF block turns nothing."""
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255; the high byte is what it takes of 16-bit colour.
+        grey = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        # White, as a page would show it: what lies under transparent pixels is arbitrary.
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

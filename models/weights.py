@@ -1,0 +1,69 @@
+"""From a trained network to a bundle's tensors, and back to a network for inference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.bundle import Tensors
+from models.config import AgentConfig, BackboneConfig
+from models.layers import FoldedConv, Projection, WidthConv
+from models.network import Network
+
+
+def export(network: Network, *, half: bool = True) -> Tensors:
+    """Name and value of every tensor of a bundle; `models.bundle.tensor_shapes` gives the shapes.
+
+    Args:
+        network: not folded.
+        half: round the weights of convolutions and linear layers at the end to float16. The
+            agent's and the normalisation's are few, and widths hang on them: they stay float32.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, conv in enumerate(network.convs):
+        assert isinstance(conv, WidthConv)
+        scale, shift = conv.affine()
+        tensors[f"conv.{index}.weight"] = conv.weight
+        tensors[f"conv.{index}.scale"], tensors[f"conv.{index}.shift"] = scale, shift
+    for name, projection in network.projections.items():
+        assert isinstance(projection, Projection)
+        weight, bias = projection.folded()
+        tensors[f"projection.{name}.weight"], tensors[f"projection.{name}.bias"] = weight, bias
+    tensors.update({f"head.{k}": v for k, v in network.head.state_dict().items()})
+    tensors.update({f"agent.{k}": v for k, v in network.agent.state_dict().items()})
+    return {name: _array(name, value, half) for name, value in tensors.items()}
+
+
+def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Network:
+    """A network for inference: normalisation folded, float32, no gradients."""
+    values = {name: torch.from_numpy(value.astype(np.float32)) for name, value in tensors.items()}
+    network = Network(backbone, agent)
+    network.convs = nn.ModuleList(
+        FoldedConv(layer, *(values[f"conv.{index}.{part}"] for part in ("weight", "scale", "shift")))
+        for index, layer in enumerate(backbone.layers)
+    )
+    for name, projection in list(network.projections.items()):
+        assert isinstance(projection, Projection)
+        conv = projection.conv
+        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride)  # type: ignore[arg-type]
+        folded.load_state_dict(_under(f"projection.{name}.", values))
+        network.projections[name] = folded
+    network.head.load_state_dict(_under("head.", values))
+    network.agent.load_state_dict(_under("agent.", values))
+    return network.eval().requires_grad_(False)
+
+
+def folded(network: Network) -> Network:
+    """A copy for inference, nothing rounded."""
+    return load(network.backbone, network.agent.config, export(network, half=False))
+
+
+def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
+
+
+def _array(name: str, value: Tensor, half: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    array = value.detach().cpu().float().contiguous().numpy()
+    rounded = half and name.endswith(".weight") and not name.startswith("agent.")
+    return array.astype(np.float16) if rounded else array

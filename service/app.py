@@ -1,0 +1,58 @@
+"""The app: settings and an engine in, an ASGI application out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.engines.base import Engine
+from service.middleware import Observer
+from service.routes import budget, classify, docs, models, operations
+from service.routes.errors import add_error_handlers
+from service.settings import Settings, load_settings
+from service.state import Service
+
+_DESCRIPTION = "An image classifier that spends only the compute an image needs."
+
+
+def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
+    """Make an app; nothing is shared with another one in the same process.
+
+    Args:
+        settings: absent, they are read from the environment.
+        engine: runs the default bundle in place of the engine that the settings choose.
+
+    Raises:
+        SettingsError: a setting is unknown or not allowed.
+        BundleError: a bundle cannot be served.
+    """
+    service = Service(settings or load_settings(), engine)
+    app = FastAPI(
+        title="Runtime neural pruning",
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    routers = [part.router for part in (classify, budget, models, operations, docs)]
+    for router in routers:
+        app.include_router(router)
+    docs.mount_static(app)
+    add_error_handlers(app)
+    app.add_middleware(Observer, metrics=service.metrics)
+    service.metrics.start_routes(route.path for router in routers for route in router.routes)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(service.close)

@@ -1,0 +1,122 @@
+"""A small writer of ONNX graphs: nodes, constants and trees of branches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+# A serialised model is one protobuf message, and those end at 2 GiB; some room is for the nodes.
+MAX_CONSTANT_BYTES = 2**31 - 2**24
+
+# Element type and shape of a branch's output, None for an extent that differs between branches.
+Output = tuple[int, Sequence[int | None]]
+Branch = Callable[["Scope", int], list[str]]
+
+
+class GraphTooLarge(ValueError):
+    """The constants of a graph do not fit one ONNX model."""
+
+
+class _Model:
+    """What the scopes of one model share: the names given and the bytes of constants."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._constant_bytes = 0
+
+    def name(self, kind: str) -> str:
+        return f"{kind}_{next(self._numbers)}"
+
+    def grow(self, size_bytes: int) -> None:
+        self._constant_bytes += size_bytes
+        if self._constant_bytes > MAX_CONSTANT_BYTES:
+            raise GraphTooLarge(
+                f"the ONNX graph needs more than the {MAX_CONSTANT_BYTES} bytes of constants that "
+                "one model can hold: choose another engine, or a smaller bundle"
+            )
+
+
+class Scope:
+    """The main graph of a model, or one branch in it, which also sees the values around it."""
+
+    def __init__(self, model: _Model | None = None) -> None:
+        self._model = model or _Model()
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        """Add a constant and return its name."""
+        array = np.ascontiguousarray(values, dtype)
+        self._model.grow(array.nbytes)
+        name = self._model.name("constant")
+        self._constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of one output and return its name."""
+        return self.ops(kind, inputs, 1, **attributes)[0]
+
+    def ops(self, kind: str, inputs: Sequence[str], outputs: int, **attributes: Any) -> list[str]:
+        """Add a node and return its outputs' names."""
+        names = [self._model.name(kind) for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, inputs, names, names[0], **attributes))
+        return names
+
+    def rename(self, value: str, name: str) -> None:
+        """Give a value the name by which it is known outside the graph."""
+        self._nodes.append(helper.make_node("Identity", [value], [name], name))
+
+    def choose(
+        self,
+        axes: Sequence[tuple[str, int]],
+        write: Callable[..., Sequence[str]],
+        outputs: Sequence[Output],
+    ) -> list[str]:
+        """Run one of a grid of branches, and return its outputs' names.
+
+        Args:
+            axes: for each axis of the grid, the name of the index that chooses on it (int64, one
+                element) and how many branches there are along it.
+            write: called as write(scope, *position) for every branch; returns its outputs.
+            outputs: what these are.
+        """
+        if not axes:
+            return list(write(self))
+        (index, size), *rest = axes
+
+        def branch(scope: Scope, chosen: int) -> list[str]:
+            return scope.choose(rest, lambda s, *others: write(s, chosen, *others), outputs)
+
+        return self._halve(index, range(size), branch, outputs)
+
+    def _halve(
+        self, index: str, cases: range, branch: Branch, outputs: Sequence[Output]
+    ) -> list[str]:
+        if len(cases) == 1:
+            return branch(self, cases[0])
+        half = len(cases) // 2
+        is_high = self.op("GreaterOrEqual", index, self.constant([cases[half]], np.int64))
+        branches = {}
+        for key, part in (("else_branch", cases[:half]), ("then_branch", cases[half:])):
+            scope = Scope(self._model)
+            names = scope._halve(index, part, branch, outputs)
+            values = [
+                helper.make_tensor_value_info(name, *output)
+                for name, output in zip(names, outputs, strict=True)
+            ]
+            branches[key] = scope.graph([], values)
+        return self.ops("If", [is_high], len(outputs), **branches)
+
+    def graph(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> onnx.GraphProto:
+        """All that was written, as a graph."""
+        return helper.make_graph(
+            self._nodes, self._model.name("graph"), inputs, outputs, self._constants
+        )

@@ -1,0 +1,53 @@
+"""The reference engine: PyTorch, float32, as plain as the mathematics. Others are judged by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.bundle import Bundle
+from models.compute import path_macs
+from models.weights import load
+from service.engines.base import Floats, Integers, Result
+
+
+class TorchEngine:
+    """Runs a bundle with PyTorch on the CPU, rows with different paths together."""
+
+    name = "torch"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        """Build the network of a verified bundle.
+
+        Args:
+            threads: of all torch operations in this process; None leaves torch its default.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        card = bundle.card
+        self._table, self._k = card.table(), card.backbone.groups
+        self._network = load(card.backbone, card.agent, bundle.tensors)
+        self._classes, self._layers = card.backbone.classes, card.backbone.n_layers
+
+    @torch.inference_mode()
+    def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
+        """Classify images, each by its own penalty and cap; see `service.engines.base.Engine`."""
+        plain = (penalty == 0) & (cap >= 1)
+        logits = np.empty((len(images), self._classes), np.float32)
+        widths = np.full((len(images), self._layers), self._k, np.int64)
+        if plain.any():
+            logits[plain] = self._network(torch.from_numpy(images[plain]), widths[0].tolist()).numpy()
+        if not plain.all():
+            chosen = ~plain
+            answers, trace = self._network.by_policy(
+                torch.from_numpy(images[chosen]),
+                torch.from_numpy(penalty[chosen]),
+                torch.from_numpy(cap[chosen]),
+            )
+            logits[chosen], widths[chosen] = answers.numpy(), trace.widths.numpy()
+        return Result(logits, widths, self._macs(widths, plain))
+
+    def _macs(self, widths: Integers, plain: npt.NDArray[np.bool_]) -> Integers:
+        with_agent = path_macs(widths, self._table, agent=True)
+        return np.where(plain, self._table.full, with_agent)

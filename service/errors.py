@@ -1,0 +1,154 @@
+"""Every refusal of the service: one tree, each with its HTTP status and code word.
+
+ServiceError
+├── NotAnImage, BadMultipart                          400
+├── NotFound                                          404
+├── MethodNotAllowed                                  405
+├── BodyTooLarge, TooManyPixels, TooManyParts         413
+├── FormatNotAllowed                                  415
+├── BadParameter                                      422
+│   ├── UnknownModel, MissingPart
+│   └── BudgetTooLow, CapTooLow
+├── QueueFull                                         429
+├── InternalError                                     500
+└── Starting, Draining                                503
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from models import preprocess
+
+
+class ServiceError(Exception):
+    """A refusal; its message is a sentence with the value, the limit and what to do."""
+
+    status = 500
+    code = "internal_error"
+    retry_after_s: int | None = None
+
+
+class NotAnImage(ServiceError):
+    """The bytes are no image, or only a part of one."""
+
+    status, code = 400, "not_an_image"
+
+
+class BadMultipart(ServiceError):
+    """The body is not the multipart that its content type promises."""
+
+    status, code = 400, "bad_multipart"
+
+
+class NotFound(ServiceError):
+    """No such path."""
+
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, the method does not."""
+
+    status, code = 405, "method_not_allowed"
+
+
+class BodyTooLarge(ServiceError):
+    """More bytes than allowed, announced or sent."""
+
+    status, code = 413, "body_too_large"
+
+
+class TooManyPixels(ServiceError):
+    """More pixels than allowed, by the image's header."""
+
+    status, code = 413, "too_many_pixels"
+
+
+class TooManyParts(ServiceError):
+    """More multipart parts than allowed."""
+
+    status, code = 413, "too_many_parts"
+
+
+class FormatNotAllowed(ServiceError):
+    """A known file format, or a content encoding, that is not read."""
+
+    status, code = 415, "format_not_allowed"
+
+
+class BadParameter(ServiceError):
+    """A parameter that is unknown, not of its type or outside its range."""
+
+    status, code = 422, "bad_parameter"
+
+
+class UnknownModel(BadParameter):
+    """No bundle of this name is served."""
+
+    code = "unknown_model"
+
+
+class MissingPart(BadParameter):
+    """A multipart body without a part named `file`."""
+
+    code = "missing_part"
+
+
+class BudgetTooLow(BadParameter):
+    """A budget below what the bundle can reach."""
+
+    code = "budget_too_low"
+
+
+class CapTooLow(BadParameter):
+    """A cap below the cheapest path."""
+
+    code = "cap_too_low"
+
+
+class QueueFull(ServiceError):
+    """More images are waiting than allowed."""
+
+    status, code, retry_after_s = 429, "queue_full", 1
+
+
+class InternalError(ServiceError):
+    """A mistake of ours; the log has the traceback under the request id."""
+
+
+class Starting(ServiceError):
+    """The bundles are still being loaded."""
+
+    status, code, retry_after_s = 503, "starting", 1
+
+
+class Draining(ServiceError):
+    """The service is about to stop; what is in flight is finished."""
+
+    status, code, retry_after_s = 503, "draining", 1
+
+
+def error_codes() -> list[str]:
+    """Every code word that a response can carry."""
+    return sorted({error.code for error in _leaves(ServiceError)})
+
+
+def from_image_error(error: preprocess.ImageError) -> ServiceError:
+    """The refusal that answers an image which cannot be read."""
+    for kind, refusal in _IMAGE_ERRORS.items():
+        if isinstance(error, kind):
+            return refusal(str(error))
+    return NotAnImage(str(error))
+
+
+_IMAGE_ERRORS: dict[type[preprocess.ImageError], type[ServiceError]] = {
+    preprocess.FormatNotAllowed: FormatNotAllowed,
+    preprocess.TooManyPixels: TooManyPixels,
+}
+
+
+def _leaves(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _leaves(child)

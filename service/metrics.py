@@ -1,0 +1,112 @@
+"""Prometheus metrics, in a registry of the app's own; all series exist from the start, at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from models.bundle import Card
+from models.compute import FLOPS_PER_MAC
+from service.batcher import Answer
+from service.budget import Budget
+from service.errors import error_codes
+
+STAGES = ("decode", "queue", "inference")
+
+_SECONDS = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))
+_FLOPS = tuple(float(m * 10**e) for e in range(6, 11) for m in (1, 2, 5))
+_FRACTIONS = tuple(n / 20 for n in range(1, 21))
+_SIZES = tuple(2**n for n in range(8))
+
+
+class ModelMetrics:
+    """The series of one model, looked up once."""
+
+    def __init__(self, metrics: Metrics, card: Card, budget: Budget) -> None:
+        name, least = card.name, card.min_fraction
+        self._full_macs = card.table().full
+        self._images = metrics.images.labels(name)
+        self._flops = metrics.flops.labels(name)
+        self._request_flops = metrics.request_flops.labels(name)
+        self._fraction = metrics.compute_fraction.labels(name)
+        self._groups = [
+            metrics.layer_groups.labels(name, layer) for layer in range(card.backbone.n_layers)
+        ]
+        metrics.full_flops.labels(name).set(FLOPS_PER_MAC * self._full_macs)
+        metrics.budget.labels(name).set_function(lambda: budget.of(least))
+
+    def observe(self, answer: Answer) -> None:
+        """Count one classified image."""
+        flops = FLOPS_PER_MAC * answer.macs
+        self._images.inc()
+        self._flops.inc(flops)
+        self._request_flops.observe(flops)
+        self._fraction.observe(answer.macs / self._full_macs)
+        for groups, width in zip(self._groups, answer.widths.tolist(), strict=True):
+            groups.inc(width)
+
+
+class Metrics:
+    """All series of one app."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests answered", "route", "code")
+        self.rejected = self._counter("rejected", "Requests or parts refused", "reason")
+        self.images = self._counter("images", "Images classified", "model")
+        self.flops = self._counter("flops", "FLOPs computed, the agent included", "model")
+        self.layer_groups = self._counter("layer_groups", "Groups computed", "model", "layer")
+        self.full_flops = self._gauge("full_flops", "FLOPs of the plain backbone", "model")
+        self.budget = self._gauge("budget", "Budget in force", "model")
+        self.queue_depth = self._gauge("queue_depth", "Images that hold a place in the queue")
+        self.request_seconds = self._histogram(
+            "request_seconds", "From the first byte read to the last sent", _SECONDS, "route"
+        )
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Spent by an image, or by a batch", _SECONDS, "stage"
+        )
+        self.request_flops = self._histogram("request_flops", "FLOPs of an image", _FLOPS, "model")
+        self.compute_fraction = self._histogram(
+            "compute_fraction", "FLOPs of an image, as a share of full_flops", _FRACTIONS, "model"
+        )
+        self.batch_size = self._histogram("batch_size", "Images run at once", _SIZES)
+        self.decode_seconds, self.queue_seconds, self.inference_seconds = (
+            self.stage_seconds.labels(stage) for stage in STAGES
+        )
+        for code in error_codes():
+            self.rejected.labels(code)
+
+    def start_routes(self, routes: Iterable[str]) -> None:
+        """Let the series of these routes exist."""
+        for route in routes:
+            self.requests.labels(route, 200)
+            self.request_seconds.labels(route)
+
+    def observe_batch(self, size: int, seconds: float) -> None:
+        """Count one batch."""
+        self.batch_size.observe(size)
+        self.inference_seconds.observe(seconds)
+
+    def text(self) -> bytes:
+        """All series in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"rnp_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"rnp_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(
+            f"rnp_{name}", text, labels, registry=self.registry, buckets=tuple(buckets)
+        )

@@ -1,0 +1,87 @@
+"""Around every request: its id, its metrics, its log line, and an answer if a route breaks."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import InternalError
+from service.logs import REQUEST_ID
+from service.metrics import Metrics
+from service.routes.errors import error_response
+
+REQUEST_ID_HEADER = "X-Request-ID"
+
+# Routes that machines ask every few seconds; their lines would bury the others.
+_QUIET = ("/healthz", "/readyz", "/metrics")
+_OTHER = "other"
+_VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+logger = logging.getLogger(__name__)
+
+
+class Observer:
+    """ASGI middleware; an `X-Request-ID` that is not plain or too long is replaced."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and observe it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, request_id = time.perf_counter(), _request_id(scope)
+        REQUEST_ID.set(request_id)
+        scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request failed")
+            if status:
+                raise
+            self._metrics.rejected.labels(InternalError.code).inc()
+            await _internal_error(request_id)(scope, receive, send_with_id)
+        finally:
+            self._observe(scope, status, time.perf_counter() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", _OTHER)
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        logger.log(
+            logging.DEBUG if route in _QUIET else logging.INFO,
+            "request",
+            extra={
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(seconds, 6),
+            },
+        )
+
+
+def _internal_error(request_id: str) -> ASGIApp:
+    return error_response(
+        InternalError(f"something broke here: report request {request_id} to the operator")
+    )
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    return given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex

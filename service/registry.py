@@ -1,0 +1,99 @@
+"""The bundles that are served, each with its engine and its queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
+from models.compute import MacTable
+from service.batcher import Batcher
+from service.engines.base import Engine
+from service.errors import BudgetTooLow, CapTooLow
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one image may cost: a budget, the penalty that keeps it on average, and a cap."""
+
+    budget: float
+    penalty: float
+    cap: float
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle and what runs it."""
+
+    card: Card
+    table: MacTable
+    min_fraction: float
+    min_cap: float
+    engine: Engine
+    batcher: Batcher
+
+    def limits(self, budget: float, cap: float) -> Limits:
+        """Turn what a request asks for into what the engine takes.
+
+        Args:
+            budget: in (0, 1].
+            cap: in (0, 1].
+
+        Raises:
+            BudgetTooLow, CapTooLow: below what the bundle can reach.
+        """
+        check_budget(self.card.name, budget, self.min_fraction)
+        if cap < self.min_cap:
+            raise CapTooLow(
+                f"cap is {cap}: the cheapest path of {self.card.name} takes {self.min_cap}, "
+                "ask for no less"
+            )
+        return Limits(budget, self.card.penalty(budget), cap)
+
+
+def check_budget(model: str, budget: float, min_fraction: float) -> None:
+    """Refuse a budget that a model cannot reach.
+
+    Raises:
+        BudgetTooLow: the budget is below `min_fraction`.
+    """
+    if budget < min_fraction:
+        raise BudgetTooLow(
+            f"budget is {budget}: {model} can reach no less than {min_fraction}, "
+            "ask for at least that"
+        )
+
+
+def serve_bundle(
+    bundle: Bundle, engine: Engine, settings: Settings, metrics: Metrics
+) -> ServedModel:
+    """Put a bundle's engine behind a queue; starts the queue's thread."""
+    batcher = Batcher(
+        engine,
+        max_batch=settings.max_batch,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        max_queue=settings.max_queue,
+        on_batch=metrics.observe_batch,
+    )
+    card = bundle.card
+    return ServedModel(card, card.table(), card.min_fraction, card.min_cap, engine, batcher)
+
+
+def read_bundles(directory: Path) -> dict[str, Bundle]:
+    """Read and verify every bundle of a directory, by name.
+
+    Raises:
+        BundleError: there is none, one is not whole, or two have the same name.
+    """
+    bundles: dict[str, Bundle] = {}
+    for path in sorted(card.parent for card in directory.glob(f"[!.]*/{CARD}")):
+        bundle = read_bundle(path)
+        name = bundle.card.name
+        if name in bundles:
+            raise BundleError(f"bundles {bundles[name].path} and {path} are both named {name}")
+        bundles[name] = bundle
+    if not bundles:
+        raise BundleError(f"{directory} holds no bundle: set RNP_BUNDLES to a directory with one")
+    return bundles

@@ -1,0 +1,90 @@
+"""POST /classify."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.requests import ClientDisconnect
+
+from service.classifier import classify, resolve
+from service.errors import BodyTooLarge, FormatNotAllowed, NotAnImage, ServiceError
+from service.multipart import file_parts
+from service.routes.errors import error_body, error_docs
+from service.schemas import Classification, Classifications, ClassifyQuery, ErrorBody
+from service.state import Service, ServiceDep
+
+router = APIRouter(tags=["classify"])
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_PARTS = {
+    "schema": {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": _BINARY["schema"]}},
+    }
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image as the whole body, of whatever content type, or several as parts "
+        "named `file`: JPEG, PNG, WebP, GIF or BMP.",
+        "content": {"application/octet-stream": _BINARY, "multipart/form-data": _PARTS},
+    }
+}
+
+
+@router.post(
+    "/classify",
+    response_model=Classification | Classifications,
+    responses=error_docs(400, 413, 415, 422, 429, 503),
+    openapi_extra=_BODY,
+)
+async def post_classify(
+    request: Request, query: Annotated[ClassifyQuery, Query()], service: ServiceDep
+) -> Classification | Classifications:
+    """Classify one image, or the images of a multipart body, within a budget."""
+    call = resolve(service, query, request.state.request_id, request.state.started)
+    content_type = _content_type(request)
+    body = await _read_body(request, service.settings.max_body_bytes)
+    if content_type.lower().startswith("multipart/"):
+        parts = file_parts(body, content_type, service.settings.max_parts)
+        results = await classify(service, call, parts)
+        return Classifications(results=[_part(service, result) for result in results])
+    (result,) = await classify(service, call, [body])
+    if isinstance(result, ServiceError):
+        raise result
+    return result
+
+
+def _part(service: Service, result: Classification | ServiceError) -> Classification | ErrorBody:
+    if isinstance(result, ServiceError):
+        service.metrics.rejected.labels(result.code).inc()
+        return error_body(result)
+    return result
+
+
+def _content_type(request: Request) -> str:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise FormatNotAllowed(f"content encoding {encoding!r} is not read: send it as it is")
+    return request.headers.get("content-type", "")
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(f"has {announced}", max_bytes)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large("has more", max_bytes)
+    except ClientDisconnect as error:
+        raise NotAnImage("the body was cut off: send all of it") from error
+    return bytes(body)
+
+
+def _too_large(size: str, max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body {size} bytes, the limit is {max_bytes}: send a smaller image")

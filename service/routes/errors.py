@@ -1,0 +1,71 @@
+"""Every error as the same body: a sentence and a code word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError
+from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
+
+_SHOWN_INPUT = 80
+
+_KNOWN_FIELDS: dict[str, type[BaseModel]] = {"query": ClassifyQuery, "body": FixedBudget}
+
+
+def error_body(error: ServiceError) -> ErrorBody:
+    """What a refusal says."""
+    return ErrorBody(error=str(error), code=error.code)
+
+
+def error_response(error: ServiceError) -> JSONResponse:
+    """A refusal as a response."""
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for its documentation."""
+    return {status: {"model": ErrorBody} for status in statuses}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let `app` answer every error in this form, its framework's own included."""
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        refusal = _refusal(request, error)
+        app.state.service.metrics.rejected.labels(refusal.code).inc()
+        return error_response(refusal)
+
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, refuse)
+
+
+def _refusal(request: Request, error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return BadParameter(_sentence(error.errors()[0]))
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
+    return NotFound(f"{request.url.path} does not exist: see /docs")
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """A validation error in words, with the value and the choices."""
+    where, name = error["loc"][0], error["loc"][-1]
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(sorted(_KNOWN_FIELDS[where].model_fields))
+        return f"{name} is no parameter: the known ones are {known}"
+    if error["type"] == "missing":
+        return f"{name} is missing from the {where}"
+    if (where == "body" and len(error["loc"]) == 1) or error["type"] == "json_invalid":
+        return "the body is not a JSON object sent as application/json"
+    shown = repr(error["input"])[:_SHOWN_INPUT]
+    return f"{name} is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"

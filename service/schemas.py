@@ -1,0 +1,121 @@
+"""What the service takes and answers, as the documentation at /docs shows it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class ClassifyQuery(BaseModel):
+    """The query of `POST /classify`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    budget: Share | None = Field(
+        None, description="mean share of the full MACs to spend; absent: the budget in force"
+    )
+    cap: Share = Field(1.0, description="share of the full MACs that no image exceeds")
+    top_k: int = Field(5, ge=1, description="predictions, most probable first")
+    model: str | None = Field(None, description="name of a bundle; absent: the default one")
+
+
+class Prediction(BaseModel):
+    """One class and its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Compute(BaseModel):
+    """What an image cost; 1 MAC = 2 FLOPs."""
+
+    macs: int = Field(description="computed, the agent included")
+    flops: int
+    fraction: float = Field(description="macs / full_macs")
+    full_macs: int = Field(description="of the plain backbone")
+    agent_macs: int = Field(description="spent on choosing the path")
+    widths: list[int] = Field(description="groups computed per layer")
+    groups: int = Field(description="groups that a layer has")
+
+
+class Timing(BaseModel):
+    """Milliseconds; `inference` is that of the whole batch."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Classification(BaseModel):
+    """The answer for one image."""
+
+    model: str
+    predictions: list[Prediction]
+    budget: float
+    cap: float
+    compute: Compute
+    timing_ms: Timing
+    request_id: str
+
+
+class ErrorBody(BaseModel):
+    """A refusal: a sentence for people, a code word for programs."""
+
+    error: str
+    code: str
+
+
+class Classifications(BaseModel):
+    """The answers for the parts of a multipart body, in their order."""
+
+    results: list[Classification | ErrorBody]
+
+
+class FixedBudget(BaseModel):
+    """A budget that stays until it is set anew."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["fixed"] = "fixed"
+    budget: Share
+
+
+class CurvePoint(BaseModel):
+    """What a budget spends and keeps on test images."""
+
+    budget: float
+    fraction: float
+    accuracy: float
+
+
+class Model(BaseModel):
+    """A bundle that is served."""
+
+    name: str
+    default: bool
+    labels: list[str]
+    full_macs: int
+    min_fraction: float = Field(description="the lowest budget that can be reached")
+    min_cap: float = Field(description="the lowest cap that can be kept")
+    groups: int
+    layers: int
+    image_size: int = Field(description="side of the network's input, in pixels")
+    engine: str
+    curve: list[CurvePoint]
+
+
+class Models(BaseModel):
+    """All bundles that are served."""
+
+    models: list[Model]
+
+
+class Health(BaseModel):
+    """A word about the service's state."""
+
+    status: str

@@ -1,0 +1,101 @@
+"""Settings of the service: environment variables with the prefix RNP_, read once at start."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models
+
+PREFIX = "RNP_"
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or outside its range; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """What an operator can set; the variable is the field's name in capitals after RNP_."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(default=8000, ge=0, le=65535)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    bundles: Path = Field(
+        default=Path(models.__path__[0]) / "bundles", description="directory of bundle directories"
+    )
+    model: str | None = Field(default=None, description="default bundle; else the first by name")
+    engine: Literal["auto", "onnx", "torch"] = "auto"
+    threads: int = Field(
+        default_factory=lambda: _cpus(), ge=1, description="of an engine; else one per core"
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: _user_cache() / "runtime-neural-pruning",
+        description="for what is built from a bundle at start",
+    )
+    budget: float = Field(
+        default=0.5, gt=0, le=1, description="share of the full MACs, until PUT /budget"
+    )
+
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    max_pixels: int = Field(default=40_000_000, ge=1)
+    max_parts: int = Field(default=32, ge=1, description="images in one multipart request")
+    max_batch: int = Field(default=16, ge=1, description="images that an engine runs at once")
+    max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
+    max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
+    decode_threads: int = Field(default=2, ge=1)
+    drain_s: int = Field(
+        default=30, ge=0, description="seconds that requests in flight get at a stop"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit_queue(self) -> Settings:
+        if self.max_parts > self.max_queue:
+            raise ValueError(
+                f"{PREFIX}MAX_PARTS {self.max_parts} is above {PREFIX}MAX_QUEUE {self.max_queue}: "
+                "such a request could never be queued"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """Read the settings of this process.
+
+    Raises:
+        SettingsError: an RNP_ variable that is no setting, or a value that is not allowed.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            choices = difflib.get_close_matches(variable.upper(), known, n=1) or known
+            raise SettingsError(f"{variable} is no setting: did you mean {', '.join(choices)}?")
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return str(first["ctx"]["error"])
+    name = PREFIX + str(first["loc"][0]).upper()
+    return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _cpus() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))

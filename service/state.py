@@ -1,0 +1,135 @@
+"""What an app is made of, and its life: starting, ready, draining."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Literal
+
+from fastapi import Depends, Request
+
+from service.budget import Budget
+from service.engines import create_engine
+from service.engines.base import Engine
+from service.errors import Draining, Starting, UnknownModel
+from service.metrics import Metrics, ModelMetrics
+from service.registry import ServedModel, read_bundles, serve_bundle
+from service.settings import Settings, SettingsError
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """Everything that the routes share.
+
+    Args:
+        settings: read once.
+        engine: runs the default bundle in place of the engine that the settings choose.
+
+    Raises:
+        BundleError: a bundle cannot be served.
+        SettingsError: the default model is none of the bundles.
+    """
+
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+        self.settings = settings
+        self.bundles = read_bundles(settings.bundles)
+        self.default = _default(settings.model, list(self.bundles))
+        self.budget = Budget(settings.budget)
+        self.metrics = Metrics()
+        self.model_metrics = {
+            name: ModelMetrics(self.metrics, bundle.card, self.budget)
+            for name, bundle in self.bundles.items()
+        }
+        self.metrics.queue_depth.set_function(self._queue_depth)
+        self.models: dict[str, ServedModel] = {}
+        self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.phase: Literal["starting", "ready", "draining"] = "starting"
+        self.failure: Exception | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._engine = engine
+        self._loader = threading.Thread(target=self._load, name="loader")
+
+    def start(self) -> None:
+        """Load the engines in the background; `phase` tells when they are ready."""
+        self._loader.start()
+
+    def drain(self) -> None:
+        """Take no more requests; those in flight are finished."""
+        self.phase = "draining"
+
+    def close(self) -> None:
+        """Answer what is queued and stop all threads."""
+        self.drain()
+        self._loader.join()
+        for model in self.models.values():
+            model.batcher.close()
+        self.decoders.shutdown()
+
+    def check_ready(self) -> None:
+        """Refuse work before and after the time for it.
+
+        Raises:
+            Starting, Draining: not ready yet, or no more.
+        """
+        if self.phase == "starting":
+            raise Starting("the bundles are being loaded: try again in a moment")
+        if self.phase == "draining":
+            raise Draining("the service is stopping: ask another one, or again later")
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of this name, or the default one.
+
+        Raises:
+            UnknownModel: no bundle has this name.
+        """
+        found = self.models.get(self.default if name is None else name)
+        if found is None:
+            known = ", ".join(sorted(self.models))
+            raise UnknownModel(f"model is {name!r}: choose one of {known}")
+        return found
+
+    def _load(self) -> None:
+        started = time.perf_counter()
+        try:
+            for name, bundle in self.bundles.items():
+                engine = self._engine if name == self.default else None
+                if engine is None:
+                    engine = create_engine(
+                        bundle,
+                        self.settings.engine,
+                        threads=self.settings.threads,
+                        cache_dir=self.settings.cache_dir,
+                    )
+                self.models[name] = serve_bundle(bundle, engine, self.settings, self.metrics)
+        except Exception as error:
+            self.failure = error
+            self.on_failure()
+            return
+        if self.phase == "starting":
+            self.phase = "ready"
+        logger.info(
+            "ready", extra={"models": sorted(self.models), "seconds": time.perf_counter() - started}
+        )
+
+    def _queue_depth(self) -> float:
+        return sum(model.batcher.depth for model in self.models.values())
+
+
+def _default(name: str | None, known: list[str]) -> str:
+    if name is None:
+        return known[0]
+    if name not in known:
+        raise SettingsError(f"RNP_MODEL is {name!r}: choose one of {', '.join(known)}")
+    return name
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

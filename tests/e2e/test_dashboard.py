@@ -1,0 +1,205 @@
+"""Every query of the dashboard, asked of a real Prometheus that scrapes the running service."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from models.backbones import build
+from models.bundle import CalibrationPoint, Card, tensor_shapes, write_bundle
+from models.config import AgentConfig
+from models.preprocess import Preprocessing
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/compute.json").read_text())
+# What Grafana puts in for its variables.
+VARIABLES = {"$model": ".*", "$__rate_interval": "10s", "$__range": "1m"}
+ERRORS = 'rnp_requests_total{route="/classify", code="400"}'
+PATIENCE_S = 30
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Panel and text of each query of the dashboard, its variables filled in."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            query = target["expr"]
+            for name, value in VARIABLES.items():
+                query = query.replace(name, value)
+            yield f"{panel['title']} {target['refId']}", query
+
+
+QUERIES = dict(queries())
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process while the context lasts; its log is shown if something is awaited in vain."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | variables, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    except TimeoutError as error:
+        pytest.fail(f"{error}; {command[0]} said:\n{log.read_text()[-2000:]}")
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def wait_until(
+    condition: Callable[[], bool], what: str, process: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Wait for a condition, unless the process that should bring it about has ended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        with contextlib.suppress(httpx.TransportError):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not happen")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def ask(prometheus_url: str, query: str) -> list[float]:
+    """The finite values of an instant query's answer."""
+    response = httpx.get(f"{prometheus_url}/api/v1/query", params={"query": query}).json()
+    assert response["status"] == "success", response
+    values = [float(series["value"][1]) for series in response["data"]["result"]]
+    return [value for value in values if math.isfinite(value)]
+
+
+def classify_images(service_url: str, n_images: int) -> list[float]:
+    """Post images of noise, each by the agent and in full, and one text; the shares they cost."""
+    noise, shares = np.random.default_rng(0), []
+    for _ in range(n_images):
+        content = io.BytesIO()
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), np.uint8)).save(content, "PNG")
+        for budget in ("budget=0.5", "budget=1"):
+            response = httpx.post(f"{service_url}/classify?{budget}", content=content.getvalue())
+            shares.append(response.raise_for_status().json()["compute"]["fraction"])
+    assert httpx.post(f"{service_url}/classify", content=b"no image").status_code == 400
+    return shares
+
+
+def write_random_bundle(path: Path) -> None:
+    """A small backbone whose weights are noise: what matters here is that it is counted."""
+    backbone, agent = build("mcifarnet", 10, width=0.125), AgentConfig(encoding=4, hidden=8)
+    card = Card(
+        name=path.name,
+        labels=tuple("abcdefghij"),
+        backbone=backbone,
+        agent=agent,
+        preprocessing=Preprocessing(32, 32, (0.5,) * 3, (0.25,) * 3),
+        calibration=(CalibrationPoint(2.0, 0.2, 0.5), CalibrationPoint(0.01, 0.9, 0.9)),
+    )
+    noise = np.random.default_rng(0)
+    tensors = {
+        name: noise.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in tensor_shapes(backbone, agent).items()
+    }
+    write_bundle(path, card, tensors)
+
+
+@pytest.fixture(scope="module")
+def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    scratch = tmp_path_factory.mktemp("service")
+    write_random_bundle(scratch / "bundles" / "noise")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with running(
+        [sys.executable, "-m", "service"],
+        scratch / "log",
+        RNP_PORT=str(port),
+        RNP_BUNDLES=str(scratch / "bundles"),
+        RNP_CACHE_DIR=str(scratch / "cache"),
+        RNP_THREADS="1",
+    ) as process:
+        wait_until(lambda: httpx.get(f"{url}/readyz").is_success, "the service's start", process)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def prometheus_url(service_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    binary = shutil.which("prometheus")
+    assert binary, "no prometheus on the PATH: `make test` fetches one; else install the package"
+    scratch = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "500ms"
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [service_url.split("//")[1]]
+    (scratch / "prometheus.yml").write_text(yaml.safe_dump(config))
+
+    address = f"127.0.0.1:{free_port()}"
+    url = f"http://{address}"
+    with running(
+        [
+            binary,
+            f"--config.file={scratch / 'prometheus.yml'}",
+            f"--storage.tsdb.path={scratch / 'data'}",
+            f"--web.listen-address={address}",
+        ],
+        scratch / "log",
+    ) as process:
+        wait_until(lambda: httpx.get(f"{url}/-/ready").is_success, "Prometheus' start", process)
+        wait_until(lambda: ask(url, "up") == [1], "Prometheus' first scrape", process)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shares(service_url: str, prometheus_url: str) -> list[float]:
+    """The shares of full compute of images that Prometheus has seen the service classify."""
+    # The counter of an error begins with its first one: let it be there before the second.
+    classify_images(service_url, 0)
+    wait_until(lambda: ask(prometheus_url, ERRORS) == [1], "the scrape of an error")
+    shares = classify_images(service_url, 10)
+    wait_until(lambda: ask(prometheus_url, ERRORS) == [2], "the scrape of the images")
+    return shares
+
+
+def test_dashboard_panel_titles_are_unique() -> None:
+    titles = [panel["title"] for panel in DASHBOARD["panels"]]
+    assert len(titles) == len(set(titles))
+
+
+@pytest.mark.usefixtures("shares")
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_dashboard_query_returns_data(prometheus_url: str, query: str) -> None:
+    assert ask(prometheus_url, query), f"no data from {query}"
+
+
+def test_dashboard_compute_saved_agrees_with_responses(
+    prometheus_url: str, shares: list[float]
+) -> None:
+    # Prometheus extrapolates each counter to the edges of the range.
+    assert ask(prometheus_url, QUERIES["Compute saved A"]) == [
+        pytest.approx(1 - np.mean(shares), abs=0.02)
+    ]
+
+
+def test_dashboard_model_variable_lists_models(service_url: str, prometheus_url: str) -> None:
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert variable["definition"] == "label_values(rnp_images_total, model)"
+    values = httpx.get(
+        f"{prometheus_url}/api/v1/label/model/values", params={"match[]": "rnp_images_total"}
+    ).json()["data"]
+    models = httpx.get(f"{service_url}/models").json()["models"]
+    assert values == sorted(model["name"] for model in models)

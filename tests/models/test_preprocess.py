@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from models.preprocess import (
+    FormatNotAllowed,
+    ImageError,
+    NotAnImage,
+    Preprocessing,
+    TooManyPixels,
+    decode,
+    preprocess,
+)
+
+LIMIT = 1_000_000
+SMALL = Preprocessing(size=8, resize=8, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def photo(width: int = 8, height: int = 8) -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+def half_red(width: int = 16, height: int = 8) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), "blue")
+    image.paste("red", (0, 0, width // 2, height))
+    return image
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 64))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def mean_rgb(content: bytes) -> np.ndarray:
+    return SMALL.pixels(decode(content, LIMIT)).mean(axis=(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+def test_pixels_image_of_exact_size_untouched(kind: str) -> None:
+    image = photo()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = SMALL.pixels(decode(encode(image, kind, **options), LIMIT))
+    np.testing.assert_array_equal(pixels, np.asarray(image))
+    assert pixels.flags.writeable
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_decode_allowed_format_keeps_colour(kind: str) -> None:
+    content = encode(Image.new("RGB", (20, 12), (200, 100, 50)), kind)
+    np.testing.assert_allclose(mean_rgb(content), [200, 100, 50], atol=4)
+
+
+def test_pixels_shorter_side_at_resize_crops_centre_exactly() -> None:
+    image = photo(13, 8)
+    pixels = SMALL.pixels(image)
+    np.testing.assert_array_equal(pixels, np.asarray(image)[:, 2:10])
+
+
+def test_pixels_larger_image_equals_resize_then_crop() -> None:
+    image = photo(64, 32)
+    preprocessing = Preprocessing(size=8, resize=16, mean=(0,) * 3, std=(1,) * 3)
+    resized = image.resize((32, 16), Image.Resampling.BILINEAR).crop((12, 4, 20, 12))
+    np.testing.assert_array_equal(preprocessing.pixels(image), np.asarray(resized))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 7), (9, 8)])
+def test_pixels_any_shape_becomes_square(size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(size=24, resize=32, mean=(0,) * 3, std=(1,) * 3)
+    image = Image.new("RGB", size, (9, 8, 7))
+    pixels = preprocessing.pixels(image)
+    assert pixels.shape == (24, 24, 3)
+    assert (pixels == [9, 8, 7]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_exif_orientation_turns_upright(orientation: int) -> None:
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = photo()
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = SMALL.pixels(decode(encode(stored, "PNG", exif=exif), LIMIT))
+    np.testing.assert_array_equal(pixels, np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pixels_broken_exif_turns_nothing() -> None:
+    image = half_red(8)
+    content = encode(image, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    np.testing.assert_array_equal(SMALL.pixels(decode(content, LIMIT)), np.asarray(image))
+
+
+def test_pixels_cmyk_becomes_rgb() -> None:
+    image = Image.new("RGB", (8, 8), (200, 100, 50)).convert("CMYK")
+    np.testing.assert_allclose(mean_rgb(encode(image, "JPEG")), [200, 100, 50], atol=4)
+
+
+def test_pixels_palette_becomes_rgb() -> None:
+    image = half_red(8).convert("P", palette=Image.Palette.ADAPTIVE)
+    pixels = SMALL.pixels(decode(encode(image, "PNG"), LIMIT))
+    np.testing.assert_array_equal(pixels, np.asarray(half_red(8)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_pixels_grey_becomes_rgb(mode: str) -> None:
+    image = Image.new(mode, (8, 8), 255)
+    np.testing.assert_array_equal(mean_rgb(encode(image, "PNG")), [255, 255, 255])
+
+
+def test_pixels_16_bit_grey_keeps_its_brightness() -> None:
+    values = np.full((8, 8), 100 << 8, np.uint16)
+    np.testing.assert_array_equal(
+        mean_rgb(encode(Image.fromarray(values), "PNG")), [100, 100, 100]
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_pixels_transparent_becomes_white(mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    np.testing.assert_array_equal(mean_rgb(encode(image, "PNG")), [255, 255, 255])
+
+
+def test_pixels_half_transparent_is_mixed_with_white() -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 128))
+    np.testing.assert_allclose(mean_rgb(encode(image, "PNG")), [255, 127, 127], atol=1)
+
+
+def test_pixels_transparent_palette_becomes_white() -> None:
+    image = half_red(8).convert("P", palette=Image.Palette.ADAPTIVE)
+    red = image.getpixel((0, 0))
+    pixels = SMALL.pixels(decode(encode(image, "GIF", transparency=red), LIMIT))
+    np.testing.assert_array_equal(pixels[:, :4], np.full((8, 4, 3), 255))
+    np.testing.assert_array_equal(pixels[:, 4:], np.asarray(half_red(8))[:, 4:])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_decode_animation_takes_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(mean_rgb(content), [255, 0, 0])
+
+
+def test_normalise_values_and_axes() -> None:
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    pixels[1, 3, 5] = (255, 51, 0)
+    values = SMALL.normalise(pixels)
+    assert values.shape == (2, 3, 8, 8)
+    assert values.dtype == np.float32
+    assert values.flags.c_contiguous
+    np.testing.assert_allclose(values[1, :, 3, 5], [2.5, -0.8, -0.6], rtol=1e-6)
+    np.testing.assert_allclose(values[0, :, 0, 0], [-2.5, -1.6, -0.6], rtol=1e-6)
+
+
+def test_preprocess_joins_decode_pixels_and_normalise() -> None:
+    image = photo()
+    values = preprocess(encode(image, "PNG"), SMALL, LIMIT)
+    np.testing.assert_array_equal(values, SMALL.normalise(np.asarray(image)))
+
+
+def test_preprocessing_from_dict_reads_json_lists() -> None:
+    values = {"size": 8, "resize": 8, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.5]}
+    assert Preprocessing.from_dict(values) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "std"), [(0, 8, (1,) * 3), (9, 8, (1,) * 3), (8, 8, (1, 1, 0))]
+)
+def test_preprocessing_impossible_values_refused(
+    size: int, resize: int, std: tuple[float, float, float]
+) -> None:
+    with pytest.raises(ValueError, match="preprocessing"):
+        Preprocessing(size, resize, (0, 0, 0), std)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x00" * 100, b"<html></html>", b"RIFF"])
+def test_decode_no_image_refused(content: bytes) -> None:
+    with pytest.raises(NotAnImage, match="JPEG, PNG, WebP, GIF or BMP"):
+        decode(content, LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_decode_truncated_refused(kind: str, share: float) -> None:
+    content = encode(photo(64, 64), kind)
+    with pytest.raises(NotAnImage):
+        decode(content[: int(len(content) * share)], LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_decode_flipped_bytes_raise_nothing_else(kind: str) -> None:
+    content = encode(photo(16, 16), kind)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        broken = np.frombuffer(content, np.uint8).copy()
+        broken[rng.integers(0, len(broken), 3)] = rng.integers(0, 256, 3)
+        try:
+            assert preprocess(broken.tobytes(), SMALL, LIMIT).shape == (3, 8, 8)
+        except ImageError as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (encode(photo(), "TIFF"), "TIFF"),
+        (encode(photo(), "ICO"), "ICO"),
+        (b"%PDF-1.7 ...", "PDF"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x1cftypheic", "HEIC"),
+        (b"<svg xmlns=''/>", "SVG"),
+    ],
+)
+def test_decode_known_format_not_allowed_named(content: bytes, name: str) -> None:
+    with pytest.raises(FormatNotAllowed, match=name):
+        decode(content, LIMIT)
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (2**31 - 1, 2**31 - 1), (1001, 1000)])
+def test_decode_header_with_too_many_pixels_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(TooManyPixels, match="limit is 1000000"):
+        decode(png_header(*size), LIMIT)
+
+
+def test_decode_gif_frame_beyond_its_screen_counts() -> None:
+    content = bytearray(encode(photo(), "GIF"))
+    frame = content.index(b",\0\0\0\0\x08\0\x08\0")
+    content[frame + 5 : frame + 9] = b"\xff\x7f\xff\x7f"
+    with pytest.raises(TooManyPixels):
+        decode(bytes(content), LIMIT)
+
+
+def test_decode_webp_canvas_beyond_any_limit_refused() -> None:
+    header = b"VP8X\x0a\0\0\0\0\0\0\0" + b"\xff\x3f\0" * 2
+    content = b"RIFF" + struct.pack("<I", len(header) + 4) + b"WEBP" + header
+    with pytest.raises(TooManyPixels):
+        decode(content, LIMIT)
+
+
+def test_decode_as_many_pixels_as_allowed_read() -> None:
+    assert decode(encode(photo(8, 8), "PNG"), 64).size == (8, 8)

@@ -1,0 +1,50 @@
+"""Fixtures of the service's tests; what they are made of is in `support`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from models.bundle import Card
+from service.app import create_app
+from service.settings import Settings
+from tests.service.support import FakeEngine, add_bundle, make_card, serve
+
+
+@pytest.fixture(scope="session")
+def card() -> Card:
+    return make_card()
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory, card: Card) -> Path:
+    directory = tmp_path_factory.mktemp("bundles")
+    add_bundle(directory, card)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def settings(bundles: Path) -> Settings:
+    return Settings(
+        bundles=bundles, max_body_bytes=1_000_000, max_pixels=1_000_000, max_parts=4, max_queue=4
+    )
+
+
+@pytest.fixture
+def engine(card: Card) -> FakeEngine:
+    return FakeEngine(card.table(), len(card.labels))
+
+
+@pytest.fixture
+def app(settings: Settings, engine: FakeEngine) -> FastAPI:
+    return create_app(settings, engine)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[httpx.Client]:
+    with serve(app) as client:
+        yield client

@@ -1,0 +1,125 @@
+"""A tiny bundle, a plain fake engine, and a real server on loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from models.bundle import CalibrationPoint, Card, TestPoint, tensor_shapes, write_bundle
+from models.compute import MacTable, path_macs
+from models.config import AgentConfig, BackboneConfig, ConvConfig
+from models.preprocess import Preprocessing
+from service.engines.base import Result
+
+SIZE, GROUPS, LAYERS = 8, 4, 3
+
+
+class FakeEngine:
+    """Chooses widths by penalty and cap, and the class by the image's mean, without a network.
+
+    Attributes:
+        started: set when a batch begins.
+        gate: a batch waits for it.
+    """
+
+    name = "fake"
+
+    def __init__(self, table: MacTable, classes: int) -> None:
+        self.table, self.classes = table, classes
+        self.started, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+        self.failure: Exception | None = None
+
+    def run(self, images: np.ndarray, penalty: np.ndarray, cap: np.ndarray) -> Result:
+        self.batches.append(len(images))
+        self.started.set()
+        self.gate.wait(10)
+        if self.failure:
+            raise self.failure
+        plain = (penalty == 0) & (cap >= 1)
+        widths = np.where(plain[:, None], GROUPS, [[GROUPS, 1, 2]]).astype(np.int64)
+        widths[cap < 0.5] = [GROUPS, 1, 1]
+        macs = path_macs(widths, self.table, agent=True)
+        macs[plain] = self.table.full
+        classes = np.arange(self.classes, dtype=np.float32)
+        logits = -np.abs(classes - images.mean(axis=(1, 2, 3), dtype=np.float32)[:, None])
+        return Result(logits, widths, macs)
+
+
+def make_card(name: str = "tiny", least: float = 0.2) -> Card:
+    layers = tuple(
+        ConvConfig(f"conv{i}", f"norm{i}", fan_in, 16) for i, fan_in in enumerate((3, 16, 16))
+    )
+    backbone = BackboneConfig("tiny", SIZE, layers, (3,), ("head",), GROUPS)
+    points = (CalibrationPoint(2.0, least, 0.5), CalibrationPoint(0.01, 0.99, 0.9))
+    return Card(
+        name=name,
+        labels=("cat", "dog", "owl"),
+        backbone=backbone,
+        agent=AgentConfig(encoding=4, hidden=8),
+        preprocessing=Preprocessing(SIZE, SIZE, (0.5,) * 3, (0.25,) * 3),
+        calibration=points,
+        test=(TestPoint(0.5, 0.51, 0.1, 0.8), TestPoint(1.0, 1.0, 0.0, 0.9)),
+    )
+
+
+def add_bundle(directory: Path, card: Card) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in tensor_shapes(card.backbone, card.agent).items()
+    }
+    write_bundle(directory / card.name, card, tensors)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png(colour: int = 128, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
+    return encode(Image.new("RGB", size, (colour,) * 3))
+
+
+@contextmanager
+def serve(app: FastAPI) -> Iterator[httpx.Client]:
+    """Run an app on a free port of loopback, as `python -m service` does."""
+    config = uvicorn.Config(app, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+                wait_ready(client)
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_ready(client: httpx.Client, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.01)
+    raise TimeoutError(f"not ready after {seconds} s")

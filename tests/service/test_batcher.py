@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.batcher import Answer, Batcher
+from service.engines.base import Result
+from service.errors import Draining, QueueFull
+
+
+class EchoEngine:
+    """Answers each row with what it was asked; a batch waits for the gate."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.gate, self.started = threading.Event(), threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+
+    def run(self, images: np.ndarray, penalty: np.ndarray, cap: np.ndarray) -> Result:
+        self.batches.append(len(images))
+        self.threads.add(threading.current_thread().name)
+        self.started.set()
+        assert self.gate.wait(10)
+        if np.isnan(images).any():
+            raise ValueError("broken image")
+        logits = np.stack([images[:, 0, 0, 0], penalty, cap], axis=1).astype(np.float32)
+        return Result(logits, np.ones((len(images), 2), np.int64), np.arange(len(images)))
+
+
+@pytest.fixture
+def engine() -> EchoEngine:
+    return EchoEngine()
+
+
+@pytest.fixture
+def batcher(engine: EchoEngine) -> Iterator[Batcher]:
+    batcher = Batcher(engine, max_batch=4, max_wait_s=0, max_queue=8)
+    yield batcher
+    engine.gate.set()
+    batcher.close()
+
+
+def image(value: float) -> np.ndarray:
+    return np.full((3, 2, 2), value, np.float32)
+
+
+def submit(batcher: Batcher, *values: float) -> list:
+    with batcher.reserve(len(values)) as places:
+        return [places.submit(image(v), penalty=v / 2, cap=v / 4) for v in values]
+
+
+def hold(batcher: Batcher, engine: EchoEngine) -> list:
+    """Let one image occupy the engine until its gate opens."""
+    engine.gate.clear()
+    futures = submit(batcher, 0)
+    assert engine.started.wait(10)
+    return futures
+
+
+def test_submit_rows_keep_order_penalty_and_cap(batcher: Batcher, engine: EchoEngine) -> None:
+    futures = hold(batcher, engine) + submit(batcher, 1, 2, 3, 4, 5, 6)
+    engine.gate.set()
+    answers = [future.result(10) for future in futures]
+    for value, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.logits, [value, value / 2, value / 4])
+    assert engine.batches == [1, 4, 2]
+    assert engine.threads == {"inference"}
+
+
+def test_submit_answer_holds_its_row_and_times(batcher: Batcher) -> None:
+    (future,) = submit(batcher, 1)
+    answer: Answer = future.result(10)
+    assert answer.widths.tolist() == [1, 1]
+    assert answer.macs == 0
+    assert 0 <= answer.queue_s < 10
+    assert 0 < answer.inference_s < 10
+
+
+def test_reserve_more_than_free_refused_whole(batcher: Batcher, engine: EchoEngine) -> None:
+    hold(batcher, engine)
+    waiting = submit(batcher, *range(6))
+    with pytest.raises(QueueFull, match=r"6 images are waiting and 3 more .* limit of 8"):
+        batcher.reserve(3)
+    assert batcher.depth == 6
+    submit(batcher, 1, 2)
+    engine.gate.set()
+    assert all(future.result(10) for future in waiting)
+
+
+def test_reserve_unused_places_given_back(batcher: Batcher) -> None:
+    for _ in range(3):
+        with batcher.reserve(8):
+            assert batcher.depth == 8
+    assert batcher.depth == 0
+
+
+def test_run_engine_error_fails_its_batch_only(batcher: Batcher) -> None:
+    (broken,) = submit(batcher, float("nan"))
+    with pytest.raises(ValueError, match="broken image"):
+        broken.result(10)
+    (good,) = submit(batcher, 1)
+    assert good.result(10).logits[0] == 1
+
+
+def test_run_cancelled_image_not_computed(batcher: Batcher, engine: EchoEngine) -> None:
+    hold(batcher, engine)
+    dropped, kept = submit(batcher, 1, 2)
+    assert dropped.cancel()
+    engine.gate.set()
+    assert kept.result(10).logits[0] == 2
+    assert engine.batches == [1, 1]
+
+
+def test_take_waits_for_a_full_batch(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, max_batch=2, max_wait_s=10, max_queue=8)
+    (first,) = submit(batcher, 1)
+    time.sleep(0.02)
+    (second,) = submit(batcher, 2)
+    assert first.result(5).logits[0] == 1
+    assert second.result(5).logits[0] == 2
+    assert engine.batches == [2]
+    batcher.close()
+
+
+def test_take_waits_no_longer_than_told(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, max_batch=2, max_wait_s=0.02, max_queue=8)
+    (future,) = submit(batcher, 1)
+    assert 0.02 <= future.result(5).queue_s < 1
+    batcher.close()
+
+
+def test_close_answers_what_holds_a_place(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, max_batch=1, max_wait_s=0, max_queue=8)
+    hold(batcher, engine)
+    futures = submit(batcher, 1, 2)
+    with batcher.reserve(1) as places:
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        engine.gate.set()
+        futures[-1].result(10)
+        futures.append(places.submit(image(3), 0, 1))
+    closing.join(10)
+    assert not closing.is_alive()
+    assert [future.result(0).logits[0] for future in futures] == [1, 2, 3]
+    with pytest.raises(Draining):
+        batcher.reserve(1)
+
+
+def test_on_batch_told_size_and_seconds(engine: EchoEngine) -> None:
+    told: list[tuple[int, float]] = []
+    batcher = Batcher(
+        engine, max_batch=4, max_wait_s=0, max_queue=8, on_batch=lambda n, s: told.append((n, s))
+    )
+    submit(batcher, 1)[0].result(10)
+    batcher.close()
+    assert [n for n, _ in told] == [1]
+    assert told[0][1] > 0

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings, SettingsError, load_settings
+
+
+def test_load_settings_empty_environment_takes_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    assert (settings.port, settings.engine, settings.model) == (8000, "auto", None)
+    assert settings.bundles.parts[-2:] == ("models", "bundles")
+    assert settings.threads >= 1
+
+
+def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNP_MAX_QUEUE", "77")
+    assert load_settings().max_queue == 77
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("RNP_PROT", "1", "RNP_PROT is no setting: did you mean RNP_PORT"),
+        ("rnp_prot", "1", "rnp_prot is no setting: did you mean RNP_PORT"),
+        ("RNP_ZZZZZZZZ", "1", "RNP_ZZZZZZZZ is no setting: did you mean RNP_HOST, "),
+        ("RNP_PORT", "abc", "RNP_PORT is 'abc': input should be a valid integer"),
+        ("RNP_BUDGET", "0", "RNP_BUDGET is '0': input should be greater than 0"),
+        ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx' or 'torch'"),
+        ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 128"),
+    ],
+)
+def test_load_settings_bad_variable_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=sentence):
+        load_settings()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1

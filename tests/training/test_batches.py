@@ -1,0 +1,127 @@
+"""Tests of training/batches.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.preprocess import Preprocessing
+from training.batches import (
+    Augmentation,
+    Batches,
+    cut_out,
+    generator,
+    in_order,
+    normalise,
+    shift_and_flip,
+)
+from training.data import Images
+
+PREPROCESSING = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+AUGMENTATION = Augmentation(cutout=0.5)
+
+
+@pytest.fixture
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    rows = np.arange(50)[::-1][:42]  # a set whose places are not those in the array
+    return Images(pixels, np.arange(50) % 7, rows, tuple("abcdefg"))
+
+
+def _batches(images, seed=0, augmentation=AUGMENTATION):
+    return Batches(images, PREPROCESSING, size=8, seed=seed, augmentation=augmentation)
+
+
+def test_normalise_equals_preprocessing():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    tensor = normalise(torch.from_numpy(pixels), PREPROCESSING)
+    np.testing.assert_allclose(tensor.numpy(), PREPROCESSING.normalise(pixels), atol=1e-5)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_epoch_takes_each_image_at_most_once_and_its_own_label(images):
+    batches = list(_batches(images, augmentation=None).epoch(0))
+    indices = torch.cat([batch.indices for batch in batches])
+    assert len(batches) == len(_batches(images)) == 5
+    assert len(set(indices.tolist())) == 40
+    for batch in batches:
+        pixels = images.take(batch.indices.numpy())
+        np.testing.assert_allclose(batch.images, PREPROCESSING.normalise(pixels), atol=1e-5)
+        assert batch.labels.tolist() == images.labels[batch.indices].tolist()
+
+
+def test_epoch_started_late_equals_the_rest_of_a_whole_one(images):
+    whole = list(_batches(images).epoch(3))
+    torch.rand(7)  # the global random state has no part in it
+    rest = list(_batches(images).epoch(3, start=2))
+    assert len(rest) == 3
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0)])
+def test_epoch_other_seed_or_epoch_gives_other_order_and_changes(images, seed, epoch):
+    first = next(_batches(images).epoch(0))
+    other = next(_batches(images, seed=seed).epoch(epoch))
+    assert not torch.equal(first.indices, other.indices)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_epoch_changes_an_image_anew_each_time(images):
+    one = Batches(
+        images.subset(np.arange(1)), PREPROCESSING, size=1, seed=0, augmentation=AUGMENTATION
+    )
+    seen = {next(one.epoch(epoch)).images.numpy().tobytes() for epoch in range(10)}
+    assert len(seen) > 5
+
+
+def test_batches_fewer_images_than_a_batch_gives_one_batch(images):
+    few = images.subset(np.arange(3))
+    (batch,) = _batches(few).epoch(0)
+    assert sorted(batch.indices.tolist()) == [0, 1, 2]
+
+
+def test_in_order_gives_every_image_once(images):
+    batches = list(in_order(images, PREPROCESSING, 16))
+    assert [len(batch.labels) for batch in batches] == [16, 16, 10]
+    assert torch.cat([b.indices for b in batches]).tolist() == list(range(42))
+    assert torch.cat([b.labels for b in batches]).tolist() == images.labels.tolist()
+
+
+def test_shift_and_flip_gives_windows_of_the_mirrored_image_each_its_own():
+    pixels = torch.arange(64, dtype=torch.uint8).reshape(8, 8, 1).expand(200, 8, 8, 3)
+    changed = shift_and_flip(pixels, Augmentation(shift=0.25), generator(0))
+    padded = np.pad(pixels[0].numpy(), ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    windows = {
+        window[:, ::way].tobytes(): (y, x, way)
+        for y in range(5)
+        for x in range(5)
+        for way in (1, -1)
+        for window in [padded[y : y + 8, x : x + 8]]
+    }
+    found = [windows[image.numpy().tobytes()] for image in changed]
+    assert {y for y, _, _ in found} == {x for _, x, _ in found} == set(range(5))
+    assert 60 < sum(way == 1 for _, _, way in found) < 140
+    assert len(set(found)) > 40
+
+
+def test_shift_and_flip_turned_off_changes_nothing():
+    pixels = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    off = Augmentation(shift=0.0, flip=False)
+    assert torch.equal(shift_and_flip(pixels, off, generator(0)), pixels)
+
+
+def test_cut_out_blanks_one_square_per_image():
+    images = cut_out(torch.ones(300, 3, 8, 8), 0.5, generator(0))
+    blank = images == 0
+    assert torch.equal(blank[:, 0], blank[:, 2])
+    rows, columns = blank[:, 0].any(2).sum(1), blank[:, 0].any(1).sum(1)
+    assert torch.equal(blank[:, 0].sum((1, 2)), rows * columns)
+    assert rows.max() == columns.max() == 4
+    assert rows.min() >= 1
+    assert len(torch.unique(blank[:, 0], dim=0)) > 20
+
+
+def test_generator_other_seeds_give_other_numbers():
+    seeds = [(0,), (1,), (0, 1), (1, 0), (1, 0, 0)]
+    draws = {torch.rand(1, generator=generator(*seed)).item() for seed in seeds}
+    assert len(draws) == len(seeds)

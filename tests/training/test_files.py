@@ -1,0 +1,32 @@
+"""Tests of training/files.py."""
+
+import os
+
+import pytest
+
+from training.errors import CheckpointError
+from training.files import write_atomic
+
+
+def test_write_atomic_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_write_atomic_too_large_keeps_the_old_file(tmp_path, small_files):
+    small_files(100)
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+    with pytest.raises(CheckpointError, match=r"file cannot be written: File too large"):
+        write_atomic(path, bytes(1000))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_write_atomic_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "folder").write_text("")
+    with pytest.raises(CheckpointError, match=r"folder.file cannot be written"):
+        write_atomic(tmp_path / "folder" / "file", b"x")

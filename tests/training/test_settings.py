@@ -1,0 +1,129 @@
+"""Tests of training/settings.py and the defaults in training/config.py."""
+
+import argparse
+
+import pytest
+
+from training.config import Config, Data, Supernet
+from training.errors import CheckpointError, ConfigError
+from training.settings import (
+    add_flags,
+    check_resumable,
+    from_dict,
+    from_flags,
+    presets,
+    read_yaml,
+    save,
+    to_dict,
+)
+
+
+def _parse(*arguments):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_flags(parser.parse_args(arguments))
+
+
+def test_from_flags_nothing_given_gives_the_defaults():
+    assert _parse() == Config()
+
+
+def test_from_flags_command_line_wins_over_file_wins_over_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\nsupernet: {epochs: 2, batch_size: 64}\ndata: {source: there}\n")
+    config = _parse("--config", str(file), "--data", "here", "--set", "supernet.epochs=3")
+    assert config.data.source == "here"
+    assert config.supernet == Supernet(epochs=3, batch_size=64)
+    assert config.seed == 1
+    assert config.agent == Config().agent
+
+
+def test_from_flags_every_plain_flag_reaches_its_setting():
+    config = _parse(
+        "--data", "d", "--backbone", "vgg16", "--out", "b/mine", "--seed", "7", "--threads", "2"
+    )  # fmt: skip
+    assert (config.data.source, config.backbone.name, config.out) == ("d", "vgg16", "b/mine")
+    assert (config.seed, config.threads) == (7, 2)
+    assert config.work_dir.parts == ("runs", "mine")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_preset_is_valid(name):
+    assert from_dict(read_yaml(name)) != Config()
+
+
+def test_presets_include_the_tiny_one():
+    assert "tiny" in presets()
+
+
+def test_from_dict_reads_back_what_to_dict_wrote():
+    config = from_dict({"evaluation": {"budgets": [0.5, 1]}, "supernet": {"flip": False}})
+    assert config.evaluation.budgets == (0.5, 1.0)
+    assert from_dict(to_dict(config)) == config
+
+
+def test_from_flags_scientific_notation_is_a_number():
+    assert _parse("--set", "supernet.weight_decay=1e-3").supernet.weight_decay == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("supernet.epoch=3", r"supernet\.epoch is unknown: did you mean supernet\.epochs\?"),
+        ("epochs=3", r"setting epochs is unknown: .*data, backbone, supernet"),
+        ("supernet.epochs=many", r"supernet\.epochs is 'many': it must be a whole number"),
+        ("supernet.epochs=2.5", r"supernet\.epochs is 2\.5: it must be a whole number"),
+        ("supernet.epochs=true", r"supernet\.epochs is True: it must be a whole number"),
+        ("supernet.epochs=", r"supernet\.epochs is None: it must be a whole number"),
+        ("supernet.epochs=-1", r"supernet\.epochs is -1: it is too small"),
+        ("supernet.batch_size=0", r"supernet\.batch_size is 0: it is too small"),
+        ("supernet.learning_rate=.nan", r"supernet\.learning_rate is nan: it must be a number"),
+        ("supernet.flip=1", r"supernet\.flip is 1: it must be true or false"),
+        ("supernet.precision=int8", r"precision is 'int8': choose 'float32' or 'bfloat16'"),
+        ("evaluation.budgets=0.5", r"evaluation\.budgets is 0\.5: it must be a list"),
+        ("evaluation.budgets=[a]", r"evaluation\.budgets is 'a': it must be a number"),
+        ("data.source=[a]", r"data\.source is \['a'\]: it must be text"),
+        ("supernet=3", r"supernet is a section of settings, not 3"),
+        ("seed.x=3", r"setting seed is \{'x': 3\}: it must be a whole number"),
+        ("supernet.epochs", r"--set supernet\.epochs has no value"),
+        ("supernet.epochs=[", r"supernet\.epochs: '\[' is not a value"),
+    ],
+)
+def test_from_flags_bad_setting_is_named(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        _parse("--set", setting)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "\tx: 1"])
+def test_read_yaml_broken_file_is_named(tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"settings file .*bad\.yaml"):
+        read_yaml(str(tmp_path / "bad.yaml"))
+
+
+def test_read_yaml_missing_file_names_the_presets():
+    with pytest.raises(ConfigError, match=r"settings file nothing cannot be read .*tiny"):
+        read_yaml("nothing")
+
+
+def test_check_resumable_same_settings_passes(tmp_path):
+    config = from_dict({"supernet": {"epochs": 3}})
+    save(config, tmp_path)
+    check_resumable(config, tmp_path)
+
+
+def test_check_resumable_changed_setting_names_it_and_both_values(tmp_path):
+    save(Config(), tmp_path)
+    changed = from_dict({"agent": {"hidden": 999}})
+    with pytest.raises(ConfigError, match=r"setting agent\.hidden is 999, but the run .* has \d+"):
+        check_resumable(changed, tmp_path)
+
+
+def test_check_resumable_other_threads_and_cache_pass(tmp_path):
+    save(Config(), tmp_path)
+    check_resumable(Config(threads=3, data=Data(cache="elsewhere")), tmp_path)
+
+
+def test_check_resumable_no_run_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        check_resumable(Config(), tmp_path)

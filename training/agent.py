@@ -1,0 +1,167 @@
+"""The agent's stage: record episodes with the agent of the time, learn from all of them, repeat."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from models.agent import Agent
+from models.compute import step_price
+from models.network import Network
+from models.weights import folded
+from training.batches import generator
+from training.qlearning import Episodes, bellman_loss, draw_penalty, minibatches, record
+from training.run import LEARNING, RECORDING, Run
+from training.runlog import StageLog
+
+# Share of the learning agent that its slow copy takes over at each step.
+FOLLOW = 0.01
+RECORDING_BATCH = 500
+# From here on a quarter of the episodes stay wholly random, so that no width is forgotten.
+RANDOM_SHARE = 0.25
+
+
+@dataclass
+class Learner:
+    """The learning agent, its slow copy, and what it learns from."""
+
+    agent: Agent
+    slow: Agent
+    optimizer: torch.optim.Optimizer
+    prices: Tensor
+    episodes: list[Episodes] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, network: Network, learning_rate: float) -> Learner:
+        """A learner of a network's agent, which it changes in place."""
+        slow = copy.deepcopy(network.agent).requires_grad_(False)
+        optimizer = torch.optim.Adam(network.agent.parameters(), lr=learning_rate)
+        prices = torch.from_numpy(step_price(network.table, network.agent.config.form))
+        return cls(network.agent, slow, optimizer, prices)
+
+    def learn(self, episodes: Episodes, penalty: Tensor, learning_rate: float) -> float:
+        """One step of Q-learning; returns the Bellman error."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = bellman_loss(self.agent, self.slow, episodes, penalty, self.prices)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(self.slow.parameters(), self.agent.parameters(), strict=True):
+                slow.lerp_(fast, FOLLOW)
+        return loss.item()
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint keeps, the episodes aside."""
+        return {
+            "agent": self.agent.state_dict(),
+            "slow": self.slow.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+
+def train(run: Run, network: Network, stage: str) -> None:
+    """Run the stage, or what is left of it, on a frozen backbone; the agent is changed in place.
+
+    A step of the stage is one pass over the episodes; each recording is followed by `epochs`.
+    """
+    settings = run.config.agent
+    learner = Learner.of(network, settings.learning_rate)
+    done = _restore(run, learner, stage)
+    steps = settings.recordings * settings.epochs
+    backbone = folded(network)
+    backbone.agent = network.agent
+    with run.log(stage, steps, done) as log:
+        for step in range(done, steps):
+            recording, epoch = divmod(step, settings.epochs)
+            if epoch == 0:
+                _record(run, backbone, learner, stage, recording)
+            _learn(run, learner, step, 1 - step / steps, log)
+            last = step + 1 == steps
+            run.checkpoints.save(stage, learner.state(), step=step + 1, done=last)
+    for recording in range(settings.recordings):
+        run.checkpoints.remove(_episodes(stage, recording))
+
+
+def _record(
+    run: Run, backbone: Network, learner: Learner, stage: str, recording: int
+) -> None:
+    settings = run.config.agent
+    random = generator(run.config.seed, RECORDING, recording)
+    batches = run.batches(RECORDING_BATCH)
+    # ε falls from 1 to its end over the recordings.
+    epsilon = settings.epsilon ** (recording / max(settings.recordings - 1, 1))
+    parts = []
+    for batch in islice(batches.epoch(recording), math.ceil(settings.images / RECORDING_BATCH)):
+        part = record(
+            backbone,
+            batch.images,
+            batch.labels,
+            _told(run, len(batch.images) * settings.paths, random),
+            paths=settings.paths,
+            random_share=max(epsilon, RANDOM_SHARE),
+            epsilon=epsilon / 2,
+            generator=random,
+            autocast=run.autocast(),
+        )
+        parts.append(part)
+    learner.episodes.append(Episodes.concatenate(parts))
+    run.checkpoints.save(_episodes(stage, recording), vars(learner.episodes[-1]))
+
+
+def _learn(run: Run, learner: Learner, step: int, rate: float, log: StageLog) -> None:
+    """One pass over all episodes."""
+    settings = run.config.agent
+    random = generator(run.config.seed, LEARNING, step)
+    episodes = Episodes.concatenate(learner.episodes)
+    size = min(settings.batch_size, len(episodes))
+    errors = []
+    for rows in minibatches(len(episodes), size, random):
+        penalty = _penalty(run, size, random)
+        errors.append(learner.learn(episodes[rows], penalty, rate * settings.learning_rate))
+    log.advance(len(episodes))
+    newest = learner.episodes[-1]
+    log.write(
+        bellman_error=sum(errors) / len(errors),
+        loss=newest.loss.mean().item(),
+        full_loss=newest.full_loss.mean().item(),
+        mean_width=newest.widths.float().mean().item(),
+    )
+
+
+def _penalty(run: Run, episodes: int, random: torch.Generator) -> Tensor:
+    settings = run.config.agent
+    if settings.form == "paper":
+        return torch.full((episodes,), settings.penalty)
+    low, high = settings.penalties
+    return draw_penalty(episodes, low, high, random)
+
+
+def _told(run: Run, episodes: int, random: torch.Generator) -> Tensor:
+    """What the agent is told while it records; the paper's is told nothing."""
+    penalty = _penalty(run, episodes, random)
+    return torch.zeros_like(penalty) if run.config.agent.form == "paper" else penalty
+
+
+def _restore(run: Run, learner: Learner, stage: str) -> int:
+    checkpoint = run.checkpoints.load(stage)
+    if checkpoint is None:
+        return 0
+    learner.agent.load_state_dict(checkpoint.state["agent"])
+    learner.slow.load_state_dict(checkpoint.state["slow"])
+    learner.optimizer.load_state_dict(checkpoint.state["optimizer"])
+    if not checkpoint.done:
+        recorded = math.ceil(checkpoint.step / run.config.agent.epochs)
+        kept = [run.checkpoints.load(_episodes(stage, number)) for number in range(recorded)]
+        learner.episodes = [Episodes(**part.state) for part in kept if part is not None]
+    return checkpoint.step
+
+
+def _episodes(stage: str, recording: int) -> str:
+    return f"{stage}-episodes-{recording}"

@@ -1,0 +1,69 @@
+"""From budget to penalty: what each penalty spends, measured on held-out training images."""
+
+from __future__ import annotations
+
+import math
+
+from tqdm import tqdm
+
+from models.bundle import CalibrationPoint
+from models.network import Network
+from models.preprocess import Preprocessing
+from training.data import Images
+from training.measure import by_policy
+
+
+def calibrate(
+    network: Network,
+    held_out: Images,
+    preprocessing: Preprocessing,
+    *,
+    penalties: tuple[float, float],
+    points: int,
+) -> tuple[CalibrationPoint, ...]:
+    """Measure penalties where the spending changes most, and sort them by rising fraction.
+
+    Args:
+        network: folded, with the weights as they are served.
+        penalties: the lowest and the highest.
+        points: how many are measured.
+    """
+    measured: dict[float, CalibrationPoint] = {}
+
+    def measure(penalty: float) -> None:
+        outcome = by_policy(network, held_out, preprocessing, penalty)
+        measured[penalty] = CalibrationPoint(penalty, outcome.mean_fraction, outcome.accuracy)
+
+    with tqdm(total=points, desc="calibration", unit="penalty", disable=None) as bar:
+        for penalty in penalties:
+            measure(penalty)
+            bar.update()
+        while len(measured) < points:
+            measure(widest_gap(measured))
+            bar.update()
+    return rising(list(measured.values()))
+
+
+def widest_gap(measured: dict[float, CalibrationPoint]) -> float:
+    """The penalty in the middle of the two neighbours that differ most in what they spend.
+
+    Where the spending jumps, halving the gap again and again would find the jump and nothing
+    else: a gap counts by its width in penalty as well.
+    """
+    points = sorted(measured.values(), key=lambda point: point.penalty)
+
+    def width(pair: tuple[CalibrationPoint, CalibrationPoint]) -> float:
+        low, high = pair
+        return abs(low.fraction - high.fraction) * math.log(high.penalty / low.penalty)
+
+    low, high = max(zip(points, points[1:], strict=False), key=width)
+    return math.sqrt(low.penalty * high.penalty)
+
+
+def rising(points: list[CalibrationPoint]) -> tuple[CalibrationPoint, ...]:
+    """The points by falling penalty without those that spend no more than one before."""
+    kept: list[CalibrationPoint] = []
+    for point in sorted(points, key=lambda point: -point.penalty):
+        if not kept or point.fraction > kept[-1].fraction:
+            kept.append(point)
+    return tuple(kept)

@@ -1,0 +1,136 @@
+"""What each budget spends and keeps on test images: numbers, a table, a JSON file, a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from models.bundle import Bundle, Card, TestPoint, read_bundle
+from models.compute import IntArray
+from models.network import Network
+from models.weights import load
+from training.data import Images, load_test
+from training.errors import ConfigError
+from training.files import write_atomic
+from training.measure import Outcome, along, by_policy
+
+def network_of(bundle: Bundle) -> Network:
+    """The network of a bundle, for inference."""
+    return load(bundle.card.backbone, bundle.card.agent, bundle.tensors)
+
+
+def test_images(card: Card, source: str, cache: Path) -> Images:
+    """The test images of a source, labelled as the bundle labels them."""
+    return load_test(source, card.preprocessing, names=card.labels, cache=cache)
+
+
+def at_budget(network: Network, card: Card, images: Images, budget: float) -> Outcome:
+    """Classify images at a budget, as the service does: at 1 the plain network, no agent."""
+    if budget == 1:
+        return along(network, images, card.preprocessing, full_path(network))
+    return by_policy(network, images, card.preprocessing, card.penalty(budget))
+
+
+def check_budgets(card: Card, budgets: Sequence[float]) -> None:
+    """Refuse budgets that the bundle cannot reach.
+
+    Raises:
+        ConfigError: with the first such budget and the lowest.
+    """
+    for budget in budgets:
+        if not card.min_fraction <= budget <= 1:
+            raise ConfigError(
+                f"budget {budget} is out of reach: {card.name} spends {card.min_fraction} to 1"
+            )
+
+
+def measure_budgets(
+    network: Network, card: Card, images: Images, budgets: Sequence[float]
+) -> tuple[TestPoint, ...]:
+    """Test points of the given budgets and of budget 1."""
+    points = []
+    for budget in tqdm(sorted({*budgets, 1.0}), desc="evaluation", unit="budget", disable=None):
+        outcome = at_budget(network, card, images, budget)
+        spread = float(outcome.fraction.std())
+        points.append(TestPoint(budget, outcome.mean_fraction, spread, outcome.accuracy))
+    return tuple(points)
+
+
+def evaluate(bundle_path: Path, source: str, budgets: Sequence[float], cache: Path, out: Path) -> None:
+    """Measure a bundle on a source's test images; print the table, write JSON and picture."""
+    bundle = read_bundle(bundle_path)
+    card = bundle.card
+    check_budgets(card, budgets)
+    images = test_images(card, source, cache)
+    points = measure_budgets(network_of(bundle), card, images, budgets)
+    print(table(card, points, len(images)))
+    report = {
+        "bundle": card.name,
+        "digest": bundle.digest,
+        "data": source,
+        "images": len(images),
+        "points": [asdict(point) for point in points],
+    }
+    write_atomic(out / "evaluation.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_atomic(out / "curve.png", picture(card, points))
+    print(json.dumps(report))
+
+
+def table(card: Card, points: Sequence[TestPoint], images: int) -> str:
+    """The points as a Markdown table."""
+    full = card.table().full
+    lines = [
+        f"{card.name}, {images} test images, full network {full / 1e6:.1f} MMACs",
+        "",
+        "| budget | mean compute | spread among images | MMACs | accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {p.budget:g} | {p.fraction:.3f} | {p.spread:.3f} "
+        f"| {p.fraction * full / 1e6:.1f} | {p.accuracy:.2%} |"
+        for p in points
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
+    """Accuracy against compute, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    fractions = [100 * point.fraction for point in points]
+    accuracies = [100 * point.accuracy for point in points]
+    axes.plot(fractions, accuracies, "o-", color="#1f6feb", label="test images")
+    for point, x, y in zip(points, fractions, accuracies, strict=True):
+        axes.annotate(
+            f"budget {point.budget:g}\n{y:.1f} %", (x, y), (6, -22), textcoords="offset points",
+            fontsize=8,
+        )  # fmt: skip
+    held_out = [(100 * p.fraction, 100 * p.accuracy) for p in card.calibration]
+    axes.plot(*zip(*held_out, strict=True), ".", color="#9aa4b2", label="held-out training images")
+    axes.set_xlabel("mean compute, % of the full network's MACs")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(f"{card.name}: one set of weights, every budget", fontsize=10)
+    axes.set_xlim(0, 110)
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def full_path(network: Network) -> IntArray:
+    """(1, L), every layer whole."""
+    return np.full((1, network.backbone.n_layers), network.backbone.groups, np.int64)

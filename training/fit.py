@@ -1,0 +1,112 @@
+"""From labelled images to a bundle: the stages of a run, in order, each resumable."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from models.bundle import Bundle, CalibrationPoint, Card, write_bundle
+from models.network import Network
+from models.weights import export
+from training import agent, rounds, settings, supernet
+from training.calibration import calibrate
+from training.config import Config
+from training.errors import CheckpointError
+from training.evaluation import measure_budgets, network_of, picture, table, test_images
+from training.run import Run
+
+
+def fit(config: Config, *, resume: bool) -> None:
+    """Run all stages, or those that are left, and write the bundle.
+
+    Raises:
+        TrainingError: anything the user can mend; nothing half-written is left at `--out`.
+    """
+    run = Run.open(config, resume=resume)
+    network = run.network()
+    supernet.train(run, network)
+    agent.train(run, network, "agent")
+    for number in range(config.rounds.count):
+        rounds.train(run, network, f"round-{number + 1}-backbone", number)
+        agent.train(run, network, f"round-{number + 1}-agent")
+    bundle = _bundle(run, network)
+    bundle = _evaluated(run, bundle)
+    _write(bundle)
+    print(f"bundle written to {config.out}")
+
+
+def _bundle(run: Run, network: Network) -> Bundle:
+    """The bundle in memory, calibrated on the weights as they are served."""
+    config, tensors = run.config, export(network)
+    card = Card(
+        name=Path(config.out).name,
+        labels=run.train.names,
+        backbone=run.backbone,
+        agent=run.agent,
+        preprocessing=run.preprocessing,
+        calibration=(),
+        data={
+            # A local path says where, which is nobody's business but the trainer's; the name, what.
+            "source": Path(config.data.source).name,
+            "train": len(run.train),
+            "held_out": len(run.held_out),
+        },
+        seed=config.seed,
+        training=_told(config),
+        git_commit=_commit(),
+    )
+    bundle = Bundle(card, tensors, Path(config.out), "")
+    return replace(bundle, card=replace(card, calibration=_calibration(run, bundle)))
+
+
+def _calibration(run: Run, bundle: Bundle) -> tuple[CalibrationPoint, ...]:
+    checkpoint = run.checkpoints.load("calibration")
+    if checkpoint is None:
+        low, high = run.config.agent.penalties
+        points = calibrate(
+            network_of(bundle),
+            run.held_out,
+            run.preprocessing,
+            penalties=(low, high),
+            points=run.config.calibration.points,
+        )
+        state = {"points": [asdict(point) for point in points]}
+        run.checkpoints.save("calibration", state, done=True)
+        return points
+    return tuple(CalibrationPoint(**point) for point in checkpoint.state["points"])
+
+
+def _evaluated(run: Run, bundle: Bundle) -> Bundle:
+    config, card = run.config, bundle.card
+    images = test_images(card, config.data.source, config.cache_dir)
+    budgets = [b for b in config.evaluation.budgets if b >= card.min_fraction]
+    points = measure_budgets(network_of(bundle), card, images, budgets)
+    print(table(card, points, len(images)))
+    return replace(bundle, card=replace(card, test=points))
+
+
+def _write(bundle: Bundle) -> None:
+    curve = picture(bundle.card, bundle.card.test)
+    try:
+        write_bundle(bundle.path, bundle.card, bundle.tensors, curve)
+    except OSError as error:
+        raise CheckpointError(f"bundle {bundle.path} cannot be written: {error}") from error
+
+
+def _told(config: Config) -> dict[str, object]:
+    """The settings that a card tells: what was computed, not where."""
+    sections = settings.to_dict(config)
+    return {
+        name: sections[name]
+        for name in ("backbone", "supernet", "agent", "rounds", "calibration", "evaluation")
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,200 @@
+"""The agent, by Q-learning on a frozen backbone.
+
+An episode is one image's way through the network. The state before a layer is the pooled feature
+map that enters it, with the recurrent memory of those before; the action is the layer's width; the
+reward is minus the action's price, and at the last layer also what the path did to the loss. The
+value of a state beyond the last layer is zero: the terminal step does not bootstrap.
+
+Where we knowingly differ from the paper (Lin et al., NIPS 2017), unless `agent.form` is "paper":
+1. The penalty is an input, drawn anew for every episode each time it is learnt from (the reward
+   of a recorded path is known for every penalty), so that one agent serves every budget.
+2. It prices the MACs that the action really costs, not the number of groups.
+3. The terminal reward is the loss of the full network on this image minus the path's: the optimum
+   stays, the variance falls. The paper's is minus α times the path's loss, α·loss near 1.
+In both forms:
+4. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
+5. A random episode has all its widths scattered around one drawn level: independent widths would
+   nearly all cost the same. The share of such episodes falls from 1 to `agent.epsilon`, and
+   the others take each action at random with that probability.
+6. The best next action is chosen by the learning network and valued by its slow copy (double
+   Q-learning; van Hasselt et al., AAAI 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.agent import Agent
+from models.network import Greedy, Network, Trace
+from training.supernet import draw_paths
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Recorded ways of M images.
+
+    Attributes:
+        pooled: for each layer after the first, (M, C) float16, its pooled input.
+        widths: (M, L) int64.
+        loss: (M,) cross-entropy at the end of the path.
+        full_loss: (M,) cross-entropy of the full network on the same image.
+    """
+
+    pooled: list[Tensor]
+    widths: Tensor
+    loss: Tensor
+    full_loss: Tensor
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def __getitem__(self, rows: Tensor) -> Episodes:
+        pooled = [p[rows] for p in self.pooled]
+        return Episodes(pooled, self.widths[rows], self.loss[rows], self.full_loss[rows])
+
+    @staticmethod
+    def concatenate(parts: list[Episodes]) -> Episodes:
+        """All episodes of several recordings, in order."""
+        pooled = [torch.cat(layers) for layers in zip(*(p.pooled for p in parts), strict=True)]
+        return Episodes(
+            pooled,
+            torch.cat([p.widths for p in parts]),
+            torch.cat([p.loss for p in parts]),
+            torch.cat([p.full_loss for p in parts]),
+        )
+
+
+class Explorer(Greedy):
+    """Follows the agent, but takes a share `epsilon` of the actions at random."""
+
+    def __init__(
+        self, network: Network, penalty: Tensor, epsilon: float, generator: torch.Generator
+    ) -> None:
+        uncapped = torch.full_like(penalty, 2.0)
+        super().__init__(network.agent, network.table, penalty, uncapped)
+        self.epsilon, self.generator = epsilon, generator
+
+    def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
+        """(N,) the best width of each row, or a random one."""
+        best = super().pick(values, allowed)
+        random = torch.randint(1, values.shape[1] + 1, best.shape, generator=self.generator)
+        explore = torch.rand(best.shape, generator=self.generator) < self.epsilon
+        return torch.where(explore, random, best)
+
+
+def draw_penalty(images: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Penalties (N,), uniform in their logarithm."""
+    spread = math.log(high / low)
+    return low * torch.exp(torch.rand(images, generator=generator) * spread)
+
+
+@torch.no_grad()
+def record(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    penalty: Tensor,
+    *,
+    paths: int,
+    random_share: float,
+    epsilon: float,
+    generator: torch.Generator,
+    autocast: torch.autocast,
+) -> Episodes:
+    """Send each image of a batch along `paths` paths, a share of them random.
+
+    Args:
+        network: frozen, best folded.
+        penalty: (N · paths,) what the agent is told.
+        random_share: share of the episodes that take a wholly random path.
+        epsilon: chance of a random action in the others.
+    """
+    backbone = network.backbone
+    with autocast:
+        full = network(images, [backbone.groups] * backbone.n_layers).float()
+    full_loss = F.cross_entropy(full, labels, reduction="none")
+    recorded = []
+    for part in penalty.chunk(paths):
+        explorer = Explorer(network, part, epsilon, generator)
+        drawn = draw_paths(len(images), backbone.n_layers, backbone.groups, generator)
+        scripted = torch.rand(len(images), generator=generator) < random_share
+
+        def choose(
+            layer: int,
+            pooled: Tensor,
+            before: Tensor,
+            explorer: Explorer = explorer,
+            drawn: Tensor = drawn,
+            scripted: Tensor = scripted,
+        ) -> Tensor:
+            return torch.where(scripted, drawn[:, layer], explorer(layer, pooled, before))
+
+        with autocast:
+            logits, trace = network.run(images, choose)
+        loss = F.cross_entropy(logits.float(), labels, reduction="none")
+        recorded.append(_episodes(trace, loss, full_loss))
+    return Episodes.concatenate(recorded)
+
+
+def _episodes(trace: Trace, loss: Tensor, full_loss: Tensor) -> Episodes:
+    return Episodes([p.half() for p in trace.pooled], trace.widths, loss, full_loss)
+
+
+def q_values(agent: Agent, episodes: Episodes, penalty: Tensor) -> Tensor:
+    """Values (M, L - 1, k) of every width of every pruned layer along recorded paths."""
+    hidden = agent.start(len(episodes))
+    values = []
+    for layer, pooled in enumerate(episodes.pooled, start=1):
+        before = episodes.widths[:, layer - 1]
+        value, hidden = agent(layer, pooled.float(), before, penalty, hidden)
+        values.append(value)
+    return torch.stack(values, dim=1)
+
+
+def rewards(episodes: Episodes, penalty: Tensor, prices: Tensor, form: str) -> Tensor:
+    """Rewards (M, L - 1) of the recorded actions.
+
+    Args:
+        penalty: (M,) price of compute, or of one group in the paper's form.
+        prices: (L, k, k) from `models.compute.step_price`.
+    """
+    widths = episodes.widths
+    layers = torch.arange(1, widths.shape[1])
+    paid = -penalty[:, None] * prices[layers, widths[:, :-1] - 1, widths[:, 1:] - 1]
+    ending = -episodes.loss if form == "paper" else episodes.full_loss - episodes.loss
+    return torch.cat([paid[:, :-1], paid[:, -1:] + ending[:, None]], dim=1)
+
+
+def bellman_loss(
+    agent: Agent, slow: Agent, episodes: Episodes, penalty: Tensor, prices: Tensor
+) -> Tensor:
+    """Mean squared Bellman error of the recorded actions.
+
+    Args:
+        slow: the copy of the agent that values the next state.
+        penalty, prices: see `rewards`.
+    """
+    # The paper's agent is not told its penalty: a penalty told to it is one more, after training.
+    told = torch.zeros_like(penalty) if agent.config.form == "paper" else penalty
+    values = q_values(agent, episodes, told)
+    actions = episodes.widths[:, 1:, None] - 1
+    taken = values.gather(2, actions)[:, :, 0]
+    with torch.no_grad():
+        best = values.argmax(dim=2, keepdim=True)
+        following = q_values(slow, episodes, told).gather(2, best)[:, 1:, 0]
+        target = rewards(episodes, penalty, prices, agent.config.form)
+        target[:, :-1] += following
+    return F.mse_loss(taken, target)
+
+
+def minibatches(episodes: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows of shuffled minibatches of one pass over the episodes; the rest is left out."""
+    order = torch.randperm(episodes, generator=generator)
+    for start in range(0, episodes - size + 1, size):
+        yield order[start : start + size]

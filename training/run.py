@@ -1,0 +1,145 @@
+"""What all stages of a run share: settings, data, checkpoints, precision."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models import backbones
+from models.config import AgentConfig, BackboneConfig
+from models.network import Network
+from models.preprocess import Preprocessing
+from training import settings
+from training.batches import Augmentation, Batch, Batches
+from training.checkpoint import Checkpoints
+from training.config import Config
+from training.data import Images, channel_statistics, load_train
+from training.errors import CheckpointError, ConfigError
+from training.runlog import StageLog
+
+# Every use of randomness has a number of its own, so that none shifts another's.
+PATHS, RECORDING, LEARNING = 101, 102, 103
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `fit`.
+
+    Attributes:
+        train: training images. held_out: those of the training split kept for every choice.
+    """
+
+    config: Config
+    preprocessing: Preprocessing
+    backbone: BackboneConfig
+    agent: AgentConfig
+    train: Images
+    held_out: Images
+    checkpoints: Checkpoints
+
+    @classmethod
+    def open(cls, config: Config, *, resume: bool) -> Run:
+        """Check the settings, load the data, and claim the work directory.
+
+        Raises:
+            TrainingError: anything the user can mend, before any time is spent.
+        """
+        for name, value in (("--data", config.data.source), ("--out", config.out)):
+            if not value:
+                raise ConfigError(f"{name} is missing")
+        if Path(config.out).exists():
+            raise ConfigError(f"bundle directory {config.out} exists: choose another, or remove it")
+        backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
+        _prepare(config)
+        checkpoints = Checkpoints(config.work_dir)
+        if resume:
+            settings.check_resumable(config, config.work_dir)
+        elif checkpoints.any():
+            raise CheckpointError(
+                f"{config.work_dir} holds checkpoints of a run: continue it with --resume, "
+                "choose another with --set work=…, or remove it"
+            )
+        size = backbone.image_size
+        plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        train, held_out = load_train(
+            config.data.source,
+            plain,
+            held_out=config.data.held_out,
+            seed=config.seed,
+            cache=config.cache_dir,
+        )
+        settings.save(config, config.work_dir)
+        return cls(
+            config,
+            Preprocessing(size, size, *channel_statistics(train)),
+            _backbone(config, len(train.names)),
+            AgentConfig(config.agent.form, config.agent.encoding, config.agent.hidden),
+            train,
+            held_out,
+            checkpoints,
+        )
+
+    def network(self) -> Network:
+        """A new network, random or from the pretrained weights that the settings name."""
+        torch.manual_seed(self.config.seed)
+        network = Network(self.backbone, self.agent)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def batches(self, size: int) -> Batches:
+        """Augmented training batches."""
+        supernet = self.config.supernet
+        augmentation = Augmentation(supernet.shift, supernet.flip, supernet.cutout)
+        return Batches(
+            self.train,
+            self.preprocessing,
+            size=size,
+            seed=self.config.seed,
+            augmentation=augmentation,
+        )
+
+    def steps(self, batches: Batches, first_epoch: int, start: int, end: int) -> Iterator[Batch]:
+        """Batches of steps `start` to `end` of a stage whose epochs count from `first_epoch`."""
+        for step in range(start, end):
+            epoch, offset = divmod(step, len(batches))
+            if step == start or offset == 0:
+                epoch_batches = batches.epoch(first_epoch + epoch, offset)
+            yield next(epoch_batches)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which convolutions run in the precision of the settings."""
+        half = self.config.supernet.precision == "bfloat16"
+        return torch.autocast("cpu", torch.bfloat16, enabled=half)
+
+    def log(self, stage: str, steps: int, done: int) -> StageLog:
+        """The log of a stage."""
+        return StageLog(self.config.work_dir, stage, steps=steps, done=done)
+
+
+def _backbone(config: Config, classes: int) -> BackboneConfig:
+    wanted = config.backbone
+    try:
+        return backbones.build(
+            wanted.name,
+            classes,
+            width=wanted.width,
+            image_size=wanted.image_size or None,
+            groups=wanted.groups,
+        )
+    except ValueError as error:
+        raise ConfigError(f"setting backbone: {error}") from error
+
+
+def _prepare(config: Config) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # glibc gives large buffers back to the system after each use and faults them in again:
+    # keeping them saves a fifth of a training step on a CPU.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_max = -1, -4
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

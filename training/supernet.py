@@ -1,0 +1,195 @@
+"""Supernet: one set of weights that serves every path.
+
+Each step trains the full network, the narrowest one and random paths between (sandwich rule), the
+narrow ones taught by the full one (in-place distillation; Yu and Huang, US-Nets, ICCV 2019). Every
+sub-network is really sliced: a narrow path costs what it costs in serving.
+
+At the end the normalisation's statistics are estimated anew over mixed paths, and from then on
+they are frozen, as they are folded for serving. (Freezing them before the learning rate has fallen
+was tried: without their normalising the weights diverge.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.layers import WidthConv
+from models.network import Network
+from training.batches import Batch, generator
+from training.run import PATHS, Run
+
+STAGE = "supernet"
+MAX_GRADIENT_NORM = 3.0
+# Statistics differ from path to path: a long memory averages over many of them.
+RECALIBRATION_STEPS, RECALIBRATION_MOMENTUM = 300, 0.03
+
+
+def train(run: Run, network: Network) -> None:
+    """Run the stage, or what is left of it; the network is changed in place."""
+    settings = run.config.supernet
+    batches = run.batches(settings.batch_size)
+    steps = settings.epochs * len(batches)
+    optimizer = sgd(network, settings.learning_rate, settings.weight_decay)
+    start = restore(run, STAGE, network, optimizer)
+    network.train()
+    with run.log(STAGE, steps, start) as log:
+        for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
+            set_learning_rate(optimizer, learning_rate(step / steps, settings.learning_rate))
+            paths = sandwich(network, settings.random_paths, generator(run.config.seed, PATHS, step))
+            loss, right, _ = backward(
+                network,
+                batch.images,
+                batch.labels,
+                paths,
+                smoothing=settings.label_smoothing,
+                autocast=run.autocast(),
+            )
+            update(network, optimizer)
+            log.advance(len(batch.images))
+            if log.step % 50 == 0 or log.step == steps:
+                log.write(loss=loss, accuracy=right / len(batch.images))
+            if log.step == steps:
+                sample = islice(batches.epoch(settings.epochs), RECALIBRATION_STEPS)
+                recalibrate(network, sample, generator(run.config.seed, PATHS, steps), run.autocast())
+            if log.step % len(batches) == 0:
+                keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+    network.eval()
+
+
+def sgd(network: Network, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Nesterov momentum for all but the agent; normalisation and biases are not decayed."""
+    parameters = [p for n, p in network.named_parameters() if not n.startswith("agent.")]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] != network.backbone.groups]},
+        {
+            "params": [p for p in parameters if p.ndim < 2 or p.shape[0] == network.backbone.groups],
+            "weight_decay": 0.0,
+        },
+    ]
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def update(network: Network, optimizer: torch.optim.Optimizer) -> None:
+    """One step along the gradients, which are bounded and then cleared."""
+    torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def restore(
+    run: Run, stage: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Load a stage's checkpoint, if there is one, and return the steps it had completed."""
+    checkpoint = run.checkpoints.load(stage)
+    if checkpoint is None:
+        return 0
+    network.load_state_dict(checkpoint.state["network"])
+    optimizer.load_state_dict(checkpoint.state["optimizer"])
+    return checkpoint.step
+
+
+def keep(
+    run: Run,
+    stage: str,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    *,
+    done: bool,
+) -> None:
+    """Checkpoint a stage."""
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    run.checkpoints.save(stage, state, step=step, done=done)
+
+
+def draw_path(n_layers: int, groups: int, random: torch.Generator) -> list[int]:
+    """A random path: widths scattered around a level that is itself drawn.
+
+    Independent widths would all cost about the same; a drawn level covers cheap and dear paths.
+    """
+    return draw_paths(1, n_layers, groups, random)[0].tolist()  # type: ignore[no-any-return]
+
+
+def draw_paths(images: int, n_layers: int, groups: int, random: torch.Generator) -> Tensor:
+    """Random paths (N, L) int64, the first layer's width always `groups`."""
+    level = torch.rand(images, 1, generator=random) * (groups + 1)
+    widths = level + torch.randn(images, n_layers, generator=random) * 0.25 * groups
+    paths = widths.round().clamp(1, groups).long()
+    paths[:, 0] = groups
+    return paths
+
+
+def sandwich(network: Network, random_paths: int, random: torch.Generator) -> list[list[int]]:
+    """The full path first, then the narrowest, then random ones."""
+    backbone = network.backbone
+    n_layers, k = backbone.n_layers, backbone.groups
+    drawn = [draw_path(n_layers, k, random) for _ in range(random_paths)]
+    return [[k] * n_layers, [k] + [1] * (n_layers - 1), *drawn]
+
+
+def backward(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    paths: list[list[int]],
+    *,
+    smoothing: float,
+    autocast: torch.autocast,
+) -> tuple[float, int, Tensor]:
+    """Add the gradients of one sandwich.
+
+    Args:
+        paths: the teacher's first, the full one.
+        smoothing: label smoothing of the teacher's loss.
+    Returns: the full network's cross-entropy, how many images it classified rightly, and its
+        probabilities (N, classes).
+    """
+    with autocast:
+        logits = network(images, paths[0]).float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    teacher = logits.detach().softmax(dim=1)
+    for path in paths[1:]:
+        with autocast:
+            student = network(images, path).float()
+        F.cross_entropy(student, teacher).backward()  # type: ignore[no-untyped-call]
+    return loss.item(), int((logits.argmax(dim=1) == labels).sum()), teacher
+
+
+@torch.no_grad()
+def recalibrate(
+    network: Network, batches: Iterable[Batch], random: torch.Generator, autocast: torch.autocast
+) -> None:
+    """Estimate the statistics of every input width anew, each batch along a random path."""
+    network.train()
+    backbone = network.backbone
+    convs = [conv for conv in network.convs if isinstance(conv, WidthConv)]
+    usual = [conv.momentum for conv in convs]
+    for conv in convs:
+        conv.momentum = RECALIBRATION_MOMENTUM
+    for batch in batches:
+        path = draw_path(backbone.n_layers, backbone.groups, random)
+        with autocast:
+            network(batch.images, path)
+    for conv, momentum in zip(convs, usual, strict=True):
+        conv.momentum = momentum
+
+
+def learning_rate(progress: float, peak: float, warmup: float = 0.1) -> float:
+    """Linear warm-up to `peak`, then linear to zero; `progress` in [0, 1]."""
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * (1 - progress) / (1 - warmup)
