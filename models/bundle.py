@@ -1,15 +1,16 @@
 """A bundle: a directory with everything needed to serve, verified before use. No torch, no pickle.
 
-    <name>/bundle.json         the card: what it is, how it was made, what every budget costs
-    <name>/model.safetensors   folded weights (`weight` float16, `scale` and `shift` per input
-                               width float32), head and agent
-    <name>/curve.png           accuracy against compute
+<name>/bundle.json         the card: what it is, how it was made, what every budget costs
+<name>/model.safetensors   folded weights (`weight` float16, `scale` and `shift` per input
+                           width float32), head and agent
+<name>/curve.png           accuracy against compute
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -169,7 +170,7 @@ class Card:
         points = self.calibration
         if not points:
             raise BundleError("bundle card has no calibration")
-        for low, high in zip(points, points[1:], strict=False):
+        for low, high in itertools.pairwise(points):
             if not (low.penalty > high.penalty > 0 and low.fraction < high.fraction):
                 raise BundleError("bundle card's calibration is not sorted by rising fraction")
 
@@ -237,7 +238,8 @@ def read_bundle(path: Path) -> Bundle:
 
 def tensor_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a bundle."""
-    k, shapes = backbone.groups, {}
+    k = backbone.groups
+    shapes: dict[str, tuple[int, ...]] = {}
     for index, layer in enumerate(backbone.layers):
         fan_in, fan_out = layer.in_channels, layer.out_channels
         shapes[f"conv.{index}.weight"] = (fan_out, fan_in, layer.kernel, layer.kernel)

@@ -37,7 +37,7 @@ class MacTable:
 
     @property
     def groups(self) -> int:
-        return self.layers.shape[1]
+        return int(self.layers.shape[1])
 
     @property
     def full(self) -> int:

@@ -96,7 +96,7 @@ class BackboneConfig:
         return self.linears[-1]
 
     def sizes(self) -> list[int]:
-        """Side of each layer's output map, before its pooling; then of the map that enters the end."""
+        """Side of each layer's output map, before its pooling; last, of the map at the end."""
         sizes, size = [], self.image_size
         for layer in self.layers:
             size = layer.out_size(size)
@@ -105,7 +105,7 @@ class BackboneConfig:
         return [*sizes, size]
 
     def whole_input(self, layer: int) -> bool:
-        """Whether a layer (or, at index L, the end) reads all channels whatever the width before."""
+        """Whether a layer (at index L, the end) reads all channels whatever the width before."""
         if layer == 0:
             return True
         if layer == self.n_layers:

@@ -95,7 +95,7 @@ class FoldedConv(nn.Module):
 
 
 class Projection(nn.Module):
-    """The 1×1 convolution of a shortcut whose shape changes, with its normalisation; never pruned."""
+    """The 1×1 convolution of a shortcut that changes shape, normalised; never pruned."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -110,6 +110,7 @@ class Projection(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight (C, c, 1, 1) and bias (C,) that equal it in evaluation mode."""
         running_mean, running_var = self.norm.running_mean, self.norm.running_var
-        assert running_mean is not None and running_var is not None
+        assert running_mean is not None
+        assert running_var is not None
         scale = self.norm.weight / torch.sqrt(running_var + EPS)
         return self.conv.weight * scale[:, None, None, None], self.norm.bias - running_mean * scale

@@ -114,7 +114,7 @@ class Network(nn.Module):
         pairs = before * (k + 1) + width
         size = self.backbone.sizes()[index]
         out: Tensor | None = None
-        for pair in pairs.unique().tolist():
+        for pair in torch.unique(pairs).tolist():
             i, o = divmod(pair, k + 1)
             rows = (pairs == pair).nonzero()[:, 0]
             channels = self.backbone.out_channels(index, o)
@@ -151,7 +151,7 @@ class Network(nn.Module):
         x = F.adaptive_avg_pool2d(x, pool_to).flatten(1)
         first, *rest = self.head
         assert isinstance(first, nn.Linear)
-        # A prefix of the channels is a prefix of the features: they are flattened channel by channel.
+        # Flattened channel by channel, a prefix of the channels is a prefix of the features.
         x = F.linear(x, first.weight[:, : x.shape[1]], first.bias)
         for linear in rest:
             x = linear(torch.relu(x))

@@ -80,23 +80,20 @@ class Preprocessing:
 
     def normalise(self, pixels: Pixels) -> Floats:
         """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
-        return np.ascontiguousarray(np.moveaxis(values, -1, -3), np.float32)
+        return np.ascontiguousarray(np.moveaxis(values, -1, -3))
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """Resize and crop in one step, so that a very long image never becomes a huge one."""
         width, height = image.size
         if min(width, height) == self.resize:
-            left, top = (width - self.size) // 2, (height - self.size) // 2
-            return image.crop((left, top, left + self.size, top + self.size))
+            x, y = (width - self.size) // 2, (height - self.size) // 2
+            return image.crop((x, y, x + self.size, y + self.size))
         side = self.size * min(width, height) / self.resize
         left, top = (width - side) / 2, (height - side) / 2
-        return image.resize(
-            (self.size, self.size),
-            Image.Resampling.BILINEAR,
-            box=(left, top, left + side, top + side),
-        )
+        box = (left, top, left + side, top + side)
+        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
 
 
 def preprocess(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Floats:

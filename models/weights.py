@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +43,7 @@ def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Netw
     values = {name: torch.from_numpy(value.astype(np.float32)) for name, value in tensors.items()}
     network = Network(backbone, agent)
     network.convs = nn.ModuleList(
-        FoldedConv(layer, *(values[f"conv.{index}.{part}"] for part in ("weight", "scale", "shift")))
+        FoldedConv(layer, **_under(f"conv.{index}.", values))
         for index, layer in enumerate(backbone.layers)
     )
     for name, projection in list(network.projections.items()):
@@ -63,7 +66,7 @@ def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
 
 
-def _array(name: str, value: Tensor, half: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _array(name: str, value: Tensor, half: bool) -> npt.NDArray[Any]:
     array = value.detach().cpu().float().contiguous().numpy()
     rounded = half and name.endswith(".weight") and not name.startswith("agent.")
     return array.astype(np.float16) if rounded else array

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.compute import FLOPS_PER_MAC, agent_macs
+from models.compute import FLOPS_PER_MAC, MacTable, path_macs
 from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import ServiceError, from_image_error
@@ -89,7 +89,7 @@ def _classification(call: Call, answer: Answer, decode_s: float) -> Classificati
         predictions=_predictions(answer.logits, call.model.card.labels, call.top_k),
         budget=call.limits.budget,
         cap=call.limits.cap,
-        compute=_compute(call, answer),
+        compute=_compute(call.model.table, answer),
         timing_ms=_timing(decode_s, answer, time.perf_counter() - call.started),
         request_id=call.request_id,
     )
@@ -105,15 +105,14 @@ def _predictions(logits: Floats, labels: tuple[str, ...], top_k: int) -> list[Pr
     ]
 
 
-def _compute(call: Call, answer: Answer) -> Compute:
-    table, limits = call.model.table, call.limits
-    plain = limits.penalty == 0 and limits.cap >= 1
+def _compute(table: MacTable, answer: Answer) -> Compute:
+    backbone_macs = int(path_macs(answer.widths[None], table, agent=False)[0])
     return Compute(
         macs=answer.macs,
         flops=FLOPS_PER_MAC * answer.macs,
         fraction=answer.macs / table.full,
         full_macs=table.full,
-        agent_macs=0 if plain else int(agent_macs(answer.widths[None], table)[0]),
+        agent_macs=answer.macs - backbone_macs,
         widths=answer.widths.tolist(),
         groups=table.groups,
     )

@@ -106,6 +106,7 @@ class Service:
                     )
                 self.models[name] = serve_bundle(bundle, engine, self.settings, self.metrics)
         except Exception as error:
+            logger.exception("the bundles cannot be loaded")
             self.failure = error
             self.on_failure()
             return

@@ -89,9 +89,7 @@ def train(run: Run, network: Network, stage: str) -> None:
         run.checkpoints.remove(_episodes(stage, recording))
 
 
-def _record(
-    run: Run, backbone: Network, learner: Learner, stage: str, recording: int
-) -> None:
+def _record(run: Run, backbone: Network, learner: Learner, stage: str, recording: int) -> None:
     settings = run.config.agent
     random = generator(run.config.seed, RECORDING, recording)
     batches = run.batches(RECORDING_BATCH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from tqdm import tqdm
 
@@ -56,7 +57,7 @@ def widest_gap(measured: dict[float, CalibrationPoint]) -> float:
         low, high = pair
         return abs(low.fraction - high.fraction) * math.log(high.penalty / low.penalty)
 
-    low, high = max(zip(points, points[1:], strict=False), key=width)
+    low, high = max(pairwise(points), key=width)
     return math.sqrt(low.penalty * high.penalty)
 
 

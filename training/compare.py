@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from models.bundle import Bundle, read_bundle
-from models.compute import IntArray, path_macs
+from models.compute import FloatArray, IntArray, path_macs
 from models.network import Network
 from training.batches import generator
 from training.data import Images
@@ -114,9 +114,10 @@ def random_paths(network: Network, images: int, fraction: float, seed: int) -> I
     pool = draw_paths(20_000, backbone.n_layers, backbone.groups, generator(seed)).numpy()
     costs = path_macs(pool, table, agent=False) / table.full
 
-    def weights(tilt: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        raw = np.exp(-tilt * (costs - costs.mean()))
-        return raw / raw.sum()
+    def weights(tilt: float) -> FloatArray:
+        raw: FloatArray = np.exp(-tilt * (costs - costs.mean()))
+        raw /= raw.sum()
+        return raw
 
     low, high = -200.0, 200.0
     for _ in range(60):
@@ -125,7 +126,8 @@ def random_paths(network: Network, images: int, fraction: float, seed: int) -> I
     rows = torch.multinomial(
         torch.from_numpy(weights(tilt)), images, replacement=True, generator=generator(seed, 1)
     )
-    return pool[rows.numpy()]
+    drawn: IntArray = pool[rows.numpy()]
+    return drawn
 
 
 def table(bundle: Bundle, rows: Sequence[Row], images: int, seed: int) -> str:

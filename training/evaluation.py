@@ -20,6 +20,7 @@ from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import Outcome, along, by_policy
 
+
 def network_of(bundle: Bundle) -> Network:
     """The network of a bundle, for inference."""
     return load(bundle.card.backbone, bundle.card.agent, bundle.tensors)
@@ -62,7 +63,9 @@ def measure_budgets(
     return tuple(points)
 
 
-def evaluate(bundle_path: Path, source: str, budgets: Sequence[float], cache: Path, out: Path) -> None:
+def evaluate(
+    bundle_path: Path, source: str, budgets: Sequence[float], cache: Path, out: Path
+) -> None:
     """Measure a bundle on a source's test images; print the table, write JSON and picture."""
     bundle = read_bundle(bundle_path)
     card = bundle.card

@@ -71,14 +71,31 @@ class Episodes:
 
 
 class Explorer(Greedy):
-    """Follows the agent, but takes a share `epsilon` of the actions at random."""
+    """Follows the agent, but takes a share `epsilon` of the actions at random.
+
+    A share `random_share` of the images follows a wholly random path instead.
+    """
 
     def __init__(
-        self, network: Network, penalty: Tensor, epsilon: float, generator: torch.Generator
+        self,
+        network: Network,
+        penalty: Tensor,
+        *,
+        random_share: float,
+        epsilon: float,
+        generator: torch.Generator,
     ) -> None:
         uncapped = torch.full_like(penalty, 2.0)
         super().__init__(network.agent, network.table, penalty, uncapped)
+        backbone, images = network.backbone, len(penalty)
         self.epsilon, self.generator = epsilon, generator
+        self.script = draw_paths(images, backbone.n_layers, backbone.groups, generator)
+        self.scripted = torch.rand(images, generator=generator) < random_share
+
+    def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
+        """Widths (N,) of a layer."""
+        width = super().__call__(layer, pooled, before)
+        return torch.where(self.scripted, self.script[:, layer], width)
 
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
         """(N,) the best width of each row, or a random one."""
@@ -121,22 +138,11 @@ def record(
     full_loss = F.cross_entropy(full, labels, reduction="none")
     recorded = []
     for part in penalty.chunk(paths):
-        explorer = Explorer(network, part, epsilon, generator)
-        drawn = draw_paths(len(images), backbone.n_layers, backbone.groups, generator)
-        scripted = torch.rand(len(images), generator=generator) < random_share
-
-        def choose(
-            layer: int,
-            pooled: Tensor,
-            before: Tensor,
-            explorer: Explorer = explorer,
-            drawn: Tensor = drawn,
-            scripted: Tensor = scripted,
-        ) -> Tensor:
-            return torch.where(scripted, drawn[:, layer], explorer(layer, pooled, before))
-
+        explorer = Explorer(
+            network, part, random_share=random_share, epsilon=epsilon, generator=generator
+        )
         with autocast:
-            logits, trace = network.run(images, choose)
+            logits, trace = network.run(images, explorer)
         loss = F.cross_entropy(logits.float(), labels, reduction="none")
         recorded.append(_episodes(trace, loss, full_loss))
     return Episodes.concatenate(recorded)

@@ -40,7 +40,7 @@ def train(run: Run, network: Network, stage: str, number: int) -> None:
             set_learning_rate(optimizer, settings.learning_rate * (1 - step / steps))
             random = generator(run.config.seed, PATHS, first_epoch, step)
             loss, right, fraction = _step(run, network, batch, random)
-            update(network, optimizer)
+            update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
                 log.write(loss=loss, accuracy=right / len(batch.images), mean_width=fraction)

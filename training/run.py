@@ -13,6 +13,7 @@ from models import backbones
 from models.config import AgentConfig, BackboneConfig
 from models.network import Network
 from models.preprocess import Preprocessing
+from models.pretrained import load_plain, read_state
 from training import settings
 from training.batches import Augmentation, Batch, Batches
 from training.checkpoint import Checkpoints
@@ -48,11 +49,7 @@ class Run:
         Raises:
             TrainingError: anything the user can mend, before any time is spent.
         """
-        for name, value in (("--data", config.data.source), ("--out", config.out)):
-            if not value:
-                raise ConfigError(f"{name} is missing")
-        if Path(config.out).exists():
-            raise ConfigError(f"bundle directory {config.out} exists: choose another, or remove it")
+        _check(config)
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
         _prepare(config)
         checkpoints = Checkpoints(config.work_dir)
@@ -65,6 +62,7 @@ class Run:
             )
         size = backbone.image_size
         plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        settings.save(config, config.work_dir)
         train, held_out = load_train(
             config.data.source,
             plain,
@@ -72,7 +70,6 @@ class Run:
             seed=config.seed,
             cache=config.cache_dir,
         )
-        settings.save(config, config.work_dir)
         return cls(
             config,
             Preprocessing(size, size, *channel_statistics(train)),
@@ -84,9 +81,15 @@ class Run:
         )
 
     def network(self) -> Network:
-        """A new network, random or from the pretrained weights that the settings name."""
+        """A new network, random or from the pretrained weights that the settings name.
+
+        Raises:
+            ConfigError: the pretrained weights cannot be read, or are of another network.
+        """
         torch.manual_seed(self.config.seed)
         network = Network(self.backbone, self.agent)
+        if path := self.config.backbone.pretrained:
+            _load_pretrained(network, Path(path).expanduser())
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, size: int) -> Batches:
@@ -119,6 +122,19 @@ class Run:
         return StageLog(self.config.work_dir, stage, steps=steps, done=done)
 
 
+def _check(config: Config) -> None:
+    for name, value in (("--data", config.data.source), ("--out", config.out)):
+        if not value:
+            raise ConfigError(f"{name} is missing")
+    if Path(config.out).exists():
+        raise ConfigError(f"bundle directory {config.out} exists: choose another, or remove it")
+    penalties = config.agent.penalties
+    if len(penalties) != 2 or penalties[0] >= penalties[1]:
+        raise ConfigError(
+            f"setting agent.penalties is {list(penalties)}: it must be a low and a high penalty"
+        )
+
+
 def _backbone(config: Config, classes: int) -> BackboneConfig:
     wanted = config.backbone
     try:
@@ -131,6 +147,13 @@ def _backbone(config: Config, classes: int) -> BackboneConfig:
         )
     except ValueError as error:
         raise ConfigError(f"setting backbone: {error}") from error
+
+
+def _load_pretrained(network: Network, path: Path) -> None:
+    try:
+        load_plain(network, read_state(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"setting backbone.pretrained: {path}: {error}") from error
 
 
 def _prepare(config: Config) -> None:

@@ -29,8 +29,12 @@ SAVED = "config.yaml"
 
 # These change where and how fast a run computes, not what.
 _MAY_DIFFER = ("out", "work", "threads", "data.cache")
-# No number may be negative, and of these none may be 0.
-_POSITIVE = ("batch_size", "groups", "points", "width", "encoding", "hidden", "budgets")
+# No number may be negative; of these none may be 0, and of the shares none may exceed 1.
+_POSITIVE = (
+    "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",
+    "images", "paths",
+)  # fmt: skip
+_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "cutout")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -226,8 +230,11 @@ def _number(kind: type, value: Any, name: str) -> int | float:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(f"setting {name} is {value!r}: it must be {word}")
-    if number < 0 or (number == 0 and name.rpartition(".")[2] in _POSITIVE):
+    last = name.rpartition(".")[2]
+    if number < 0 or (number == 0 and last in _POSITIVE):
         raise ConfigError(f"setting {name} is {value!r}: it is too small")
+    if number > 1 and last in _SHARES:
+        raise ConfigError(f"setting {name} is {value!r}: it is a share, at most 1")
     return number
 
 

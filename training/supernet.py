@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def train(run: Run, network: Network) -> None:
     with run.log(STAGE, steps, start) as log:
         for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
             set_learning_rate(optimizer, learning_rate(step / steps, settings.learning_rate))
-            paths = sandwich(network, settings.random_paths, generator(run.config.seed, PATHS, step))
+            random = generator(run.config.seed, PATHS, step)
+            paths = sandwich(network, settings.random_paths, random)
             loss, right, _ = backward(
                 network,
                 batch.images,
@@ -49,13 +51,14 @@ def train(run: Run, network: Network) -> None:
                 smoothing=settings.label_smoothing,
                 autocast=run.autocast(),
             )
-            update(network, optimizer)
+            update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
                 log.write(loss=loss, accuracy=right / len(batch.images))
             if log.step == steps:
                 sample = islice(batches.epoch(settings.epochs), RECALIBRATION_STEPS)
-                recalibrate(network, sample, generator(run.config.seed, PATHS, steps), run.autocast())
+                random = generator(run.config.seed, PATHS, steps)
+                recalibrate(network, sample, random, run.autocast())
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
     network.eval()
@@ -63,17 +66,13 @@ def train(run: Run, network: Network) -> None:
 
 def sgd(network: Network, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Nesterov momentum for all but the agent; normalisation and biases are not decayed."""
-    parameters = [p for n, p in network.named_parameters() if not n.startswith("agent.")]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2 and p.shape[0] != network.backbone.groups]},
-        {
-            "params": [p for p in parameters if p.ndim < 2 or p.shape[0] == network.backbone.groups],
-            "weight_decay": 0.0,
-        },
+    named = [(n, p) for n, p in network.named_parameters() if not n.startswith("agent.")]
+    decayed = {n for n, p in named if n.endswith(".weight") and p.ndim > 1}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in named if n in decayed]},
+        {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(
-        groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -82,9 +81,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def update(network: Network, optimizer: torch.optim.Optimizer) -> None:
+def update(optimizer: torch.optim.Optimizer) -> None:
     """One step along the gradients, which are bounded and then cleared."""
-    torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
+    # Not the network's: the agent's are left over from its own stage, and lost by a resumed run.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
     optimizer.step()
     optimizer.zero_grad()
 
@@ -120,7 +121,8 @@ def draw_path(n_layers: int, groups: int, random: torch.Generator) -> list[int]:
 
     Independent widths would all cost about the same; a drawn level covers cheap and dear paths.
     """
-    return draw_paths(1, n_layers, groups, random)[0].tolist()  # type: ignore[no-any-return]
+    path: list[int] = draw_paths(1, n_layers, groups, random)[0].tolist()
+    return path
 
 
 def draw_paths(images: int, n_layers: int, groups: int, random: torch.Generator) -> Tensor:

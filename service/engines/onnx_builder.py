@@ -13,16 +13,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper
 
 from models.bundle import Bundle
 from service.engines.onnx_parts import AgentWriter, NetworkWriter
-from service.engines.onnx_scope import Output, Scope
+from service.engines.onnx_scope import OnnxGraph, Output, Scope
 
 # Raised with every change of the graphs, so that files cached by another version are not used.
 VERSION = 1
-OPSET, IR_VERSION = 17, 8
 
 
 class _Step(NamedTuple):
@@ -39,7 +37,7 @@ class _Step(NamedTuple):
     encoded: str = ""
 
 
-def plain_graph(bundle: Bundle) -> onnx.ModelProto:
+def plain_graph(bundle: Bundle) -> OnnxGraph:
     """The network at full width; the agent is not consulted.
 
     Inputs: image (N, 3, H, W) float32.
@@ -53,10 +51,10 @@ def plain_graph(bundle: Bundle) -> onnx.ModelProto:
         before, maps = maps, network.layer(scope, layer, full, full, maps, shortcut)
     first = network.first_linear(scope, full, network.features(scope, maps))
     scope.rename(network.other_linears(scope, first), "logits")
-    return _model(scope, [network.image("N")], [network.logits("N")])
+    return scope.finish([network.image("N")], [network.logits("N")])
 
 
-def pruned_graph(bundle: Bundle) -> onnx.ModelProto:
+def pruned_graph(bundle: Bundle) -> OnnxGraph:
     """The network along the path that the agent chooses for one image.
 
     Inputs: image (1, 3, H, W) float32, penalty (1,) float32, and cap_macs (1,) int64: the MACs
@@ -76,7 +74,7 @@ class _PrunedGraph:
         self.config = bundle.card.backbone
         self.costs = bundle.card.table().steps()
 
-    def build(self) -> onnx.ModelProto:
+    def build(self) -> OnnxGraph:
         full = self.config.groups - 1
         before = "image"
         widths = [self.scope.constant([full], np.int64)]
@@ -96,7 +94,7 @@ class _PrunedGraph:
             self.network.logits(1),
             helper.make_tensor_value_info("widths", TensorProto.INT64, [len(widths)]),
         ]
-        return _model(self.scope, inputs, outputs)
+        return self.scope.finish(inputs, outputs)
 
     def _layer(self, layer: int, i: str, o: str, now: _Step, shortcut: str | None) -> _Step:
         k = self.config.groups
@@ -148,14 +146,3 @@ class _PrunedGraph:
     def _counted(self, widths: list[str]) -> str:
         positions = self.scope.op("Concat", *widths, axis=0)
         return self.scope.op("Add", positions, self.scope.constant([1], np.int64))
-
-
-def _model(
-    scope: Scope, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
-) -> onnx.ModelProto:
-    return helper.make_model(
-        scope.graph(inputs, outputs),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="runtime-neural-pruning",
-    )

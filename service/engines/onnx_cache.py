@@ -5,46 +5,42 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import onnxruntime as ort
 
 from models.bundle import Bundle
 from service.engines.onnx_builder import VERSION
+from service.engines.onnx_scope import MODEL, WEIGHTS, OnnxGraph
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[Bundle], onnx.ModelProto]
+SUM = "sha256"
+
+Build = Callable[[Bundle], OnnxGraph]
 
 
-def cached_graph(bundle: Bundle, build: Build, cache_dir: Path | None) -> Path | bytes:
-    """A graph from the cache, built if it is not there or not whole.
+@contextmanager
+def graph_file(bundle: Bundle, build: Build, cache_dir: Path | None) -> Iterator[Path]:
+    """The file of a graph, from the cache if it is there and whole, else newly built.
 
-    Returns: the file to load; or the graph itself, if there is no cache or it cannot be written.
+    Without a cache, or where it cannot be written, the file exists only within the context.
     """
-    if cache_dir is None:
-        return _serialised(build(bundle))
-    path = cache_dir / f"{build.__name__}-{_key(bundle)}.onnx"
-    if _is_whole(path):
-        return path
-    content = _serialised(build(bundle))
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        # The sum comes last: until it is there, and after a crash, the graph counts as missing.
-        _write(path, content)
-        _write(_sum_path(path), hashlib.sha256(content).hexdigest().encode())
-    except OSError as error:
-        log.warning("built graphs are not kept: cache directory %s: %s", cache_dir, error)
-        return content
-    return path
-
-
-def _serialised(graph: onnx.ModelProto) -> bytes:
-    content: bytes = graph.SerializeToString()
-    return content
+    kept = cache_dir / f"{build.__name__}-{_key(bundle)}" if cache_dir else None
+    if kept and _is_whole(kept):
+        yield kept / MODEL
+        return
+    graph = build(bundle)
+    if kept and _keep(graph, kept):
+        yield kept / MODEL
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        graph.write(Path(scratch))
+        yield Path(scratch) / MODEL
 
 
 def _key(bundle: Bundle) -> str:
@@ -53,26 +49,36 @@ def _key(bundle: Bundle) -> str:
     return hashlib.sha256(parts.encode()).hexdigest()[:24]
 
 
-def _sum_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _is_whole(path: Path) -> bool:
+def _is_whole(directory: Path) -> bool:
     try:
-        wanted = _sum_path(path).read_text()
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == wanted
-    except (OSError, UnicodeDecodeError):
+        return (directory / SUM).read_bytes() == _sum(directory)
+    except OSError:
         return False
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+def _sum(directory: Path) -> bytes:
+    digests = []
+    for name in (MODEL, WEIGHTS):
+        with (directory / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests).encode()
+
+
+def _keep(graph: OnnxGraph, directory: Path) -> bool:
+    """Write a graph whole or not at all, in place of what was there."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{directory.name}-", dir=directory.parent, ignore_cleanup_errors=True
+        ) as scratch:
+            graph.write(Path(scratch))
+            (Path(scratch) / SUM).write_bytes(_sum(Path(scratch)))
+            shutil.rmtree(directory, ignore_errors=True)
+            os.rename(scratch, directory)
+    except OSError as error:
+        # Where another process kept the same graph first, that one will do.
+        if _is_whole(directory):
+            return True
+        log.warning("built graphs are not kept: cache directory %s: %s", directory.parent, error)
+        return False
+    return True

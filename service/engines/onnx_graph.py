@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from models.bundle import Bundle
 from models.compute import cap_macs, path_macs
 from service.engines.base import Floats, Integers, Result
 from service.engines.onnx_builder import plain_graph, pruned_graph
-from service.engines.onnx_cache import cached_graph
+from service.engines.onnx_cache import Build, graph_file
 
 
 class OnnxEngine:
@@ -27,17 +26,14 @@ class OnnxEngine:
         """Build the graphs, or take them from the cache.
 
         Args:
-            threads: that one operation may use; by default one per core.
+            threads: that one operation may use; by default as many as there are cores.
             cache_dir: where built graphs are kept for the next start; by default nowhere.
-
-        Raises:
-            GraphTooLarge: the bundle's weights, once per pair of widths, do not fit an ONNX graph.
         """
         self._layers = bundle.card.backbone.n_layers
         self._classes = bundle.card.backbone.classes
         self._table = bundle.card.table()
-        self._plain = _session(cached_graph(bundle, plain_graph, cache_dir), threads)
-        self._pruned = _session(cached_graph(bundle, pruned_graph, cache_dir), threads)
+        self._plain = _session(bundle, plain_graph, threads, cache_dir)
+        self._pruned = _session(bundle, pruned_graph, threads, cache_dir)
 
     def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
@@ -64,11 +60,15 @@ class OnnxEngine:
         return logits, widths
 
 
-def _session(graph: Path | bytes, threads: int | None) -> ort.InferenceSession:
+def _session(
+    bundle: Bundle, build: Build, threads: int | None, cache_dir: Path | None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # Idle threads would otherwise spin on, on the cores that decoding and HTTP need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Branches of an `If` differ in shape, about which the runtime would warn.
     options.log_severity_level = 3
-    source = graph if isinstance(graph, bytes) else str(graph)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    with graph_file(bundle, build, cache_dir) as path:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

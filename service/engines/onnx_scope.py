@@ -4,42 +4,63 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 
-# A serialised model is one protobuf message, and those end at 2 GiB; some room is for the nodes.
-MAX_CONSTANT_BYTES = 2**31 - 2**24
+OPSET, IR_VERSION = 17, 8
+MODEL, WEIGHTS = "graph.onnx", "weights.bin"
+
+# Constants from this size on go to a file of their own. The runtime copies a model once for every
+# level of branches, which held weights five times over; and one model message ends at 2 GiB.
+EXTERNAL_BYTES = 1024
+ALIGNMENT_BYTES = 64
 
 # Element type and shape of a branch's output, None for an extent that differs between branches.
 Output = tuple[int, Sequence[int | None]]
 Branch = Callable[["Scope", int], list[str]]
 
 
-class GraphTooLarge(ValueError):
-    """The constants of a graph do not fit one ONNX model."""
+@dataclass(frozen=True)
+class OnnxGraph:
+    """A model, and the weights that it expects in a file beside it, by their offsets there."""
+
+    model: onnx.ModelProto
+    weights: dict[int, npt.NDArray[Any]]
+
+    def write(self, directory: Path) -> None:
+        """Write both files into a directory."""
+        (directory / MODEL).write_bytes(self.model.SerializeToString())
+        with (directory / WEIGHTS).open("wb") as file:
+            for offset, array in self.weights.items():
+                file.seek(offset)
+                file.write(array.data)
 
 
 class _Model:
-    """What the scopes of one model share: the names given and the bytes of constants."""
+    """What the scopes of one model share: the names given, and the large constants."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        self._constant_bytes = 0
+        self._end = 0
+        self.weights: dict[int, npt.NDArray[Any]] = {}
 
     def name(self, kind: str) -> str:
         return f"{kind}_{next(self._numbers)}"
 
-    def grow(self, size_bytes: int) -> None:
-        self._constant_bytes += size_bytes
-        if self._constant_bytes > MAX_CONSTANT_BYTES:
-            raise GraphTooLarge(
-                f"the ONNX graph needs more than the {MAX_CONSTANT_BYTES} bytes of constants that "
-                "one model can hold: choose another engine, or a smaller bundle"
-            )
+    def externalise(self, array: npt.NDArray[Any], tensor: onnx.TensorProto) -> None:
+        """Move a constant's values out of the model."""
+        offset = -(-self._end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        set_external_data(tensor, WEIGHTS, offset, array.nbytes)
+        tensor.ClearField("raw_data")
+        self.weights[offset] = array
+        self._end = offset + array.nbytes
 
 
 class Scope:
@@ -53,10 +74,11 @@ class Scope:
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         """Add a constant and return its name."""
         array = np.ascontiguousarray(values, dtype)
-        self._model.grow(array.nbytes)
-        name = self._model.name("constant")
-        self._constants.append(numpy_helper.from_array(array, name))
-        return name
+        tensor = numpy_helper.from_array(array, self._model.name("constant"))
+        if array.nbytes >= EXTERNAL_BYTES:
+            self._model.externalise(array, tensor)
+        self._constants.append(tensor)
+        return tensor.name
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node of one output and return its name."""
@@ -110,13 +132,24 @@ class Scope:
                 helper.make_tensor_value_info(name, *output)
                 for name, output in zip(names, outputs, strict=True)
             ]
-            branches[key] = scope.graph([], values)
+            branches[key] = scope._graph([], values)
         return self.ops("If", [is_high], len(outputs), **branches)
 
-    def graph(
+    def finish(
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+    ) -> OnnxGraph:
+        """All that was written, as a model."""
+        model = helper.make_model(
+            self._graph(inputs, outputs),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="runtime-neural-pruning",
+        )
+        return OnnxGraph(model, self._model.weights)
+
+    def _graph(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.GraphProto:
-        """All that was written, as a graph."""
         return helper.make_graph(
             self._nodes, self._model.name("graph"), inputs, outputs, self._constants
         )

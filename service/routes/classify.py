@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -48,7 +49,9 @@ async def post_classify(
     content_type = _content_type(request)
     body = await _read_body(request, service.settings.max_body_bytes)
     if content_type.lower().startswith("multipart/"):
-        parts = file_parts(body, content_type, service.settings.max_parts)
+        parts = await asyncio.get_running_loop().run_in_executor(
+            service.decoders, file_parts, body, content_type, service.settings.max_parts
+        )
         results = await classify(service, call, parts)
         return Classifications(results=[_part(service, result) for result in results])
     (result,) = await classify(service, call, [body])

@@ -63,9 +63,9 @@ def _sentence(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         known = ", ".join(sorted(_KNOWN_FIELDS[where].model_fields))
         return f"{name} is no parameter: the known ones are {known}"
-    if error["type"] == "missing":
-        return f"{name} is missing from the {where}"
     if (where == "body" and len(error["loc"]) == 1) or error["type"] == "json_invalid":
         return "the body is not a JSON object sent as application/json"
+    if error["type"] == "missing":
+        return f"{name} is missing from the {where}"
     shown = repr(error["input"])[:_SHOWN_INPUT]
     return f"{name} is {shown}: {error['msg'][0].lower()}{error['msg'][1:]}"

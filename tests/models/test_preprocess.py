@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from io import BytesIO
@@ -136,9 +137,7 @@ def test_pixels_grey_becomes_rgb(mode: str) -> None:
 
 def test_pixels_16_bit_grey_keeps_its_brightness() -> None:
     values = np.full((8, 8), 100 << 8, np.uint16)
-    np.testing.assert_array_equal(
-        mean_rgb(encode(Image.fromarray(values), "PNG")), [100, 100, 100]
-    )
+    np.testing.assert_array_equal(mean_rgb(encode(Image.fromarray(values), "PNG")), [100, 100, 100])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -221,10 +220,8 @@ def test_decode_flipped_bytes_raise_nothing_else(kind: str) -> None:
     for _ in range(100):
         broken = np.frombuffer(content, np.uint8).copy()
         broken[rng.integers(0, len(broken), 3)] = rng.integers(0, 256, 3)
-        try:
+        with contextlib.suppress(ImageError):
             assert preprocess(broken.tobytes(), SMALL, LIMIT).shape == (3, 8, 8)
-        except ImageError as error:
-            assert str(error)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from models.bundle import Card
 from service.app import create_app
 from service.settings import Settings
 from tests.service.support import FakeEngine, add_bundle, make_card, serve
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """No setting comes from whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("RNP_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -114,12 +114,18 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
 
 
 def wait_ready(client: httpx.Client, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    def ready() -> bool:
         try:
-            if client.get("/readyz").status_code == 200:
-                return
+            return client.get("/readyz").status_code == 200
         except httpx.TransportError:
-            pass
+            return False
+
+    wait_until(ready, seconds)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{condition} is still false after {seconds} s")
         time.sleep(0.01)
-    raise TimeoutError(f"not ready after {seconds} s")

@@ -47,7 +47,7 @@ def test_file_parts_no_boundary_refused(content_type: str) -> None:
         file_parts(b"", content_type, 4)
 
 
-@pytest.mark.parametrize("cut", [1, 30, 200])
+@pytest.mark.parametrize("cut", [3, 30, 200])
 def test_file_parts_truncated_refused(cut: int) -> None:
     body, content_type = encode([("file", bytes(300))])
     with pytest.raises(BadMultipart):

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from service.settings import Settings, SettingsError, load_settings
 
 
-def test_load_settings_empty_environment_takes_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_settings_empty_environment_takes_defaults() -> None:
     settings = load_settings()
     assert (settings.port, settings.engine, settings.model) == (8000, "auto", None)
     assert settings.bundles.parts[-2:] == ("models", "bundles")

@@ -5,14 +5,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
 
 from models.bundle import Bundle, CalibrationPoint, Card
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
-from service.engines.onnx_cache import cached_graph
+from service.engines.onnx_cache import SUM, graph_file
+from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
 
 BACKBONE = BackboneConfig("tiny", 4, (ConvConfig("c", "n", 3, 4),), (2,), ("l",))
 CARD = Card(
@@ -34,11 +33,11 @@ class Builder:
     def __init__(self) -> None:
         self.builds = 0
 
-    def __call__(self, bundle: Bundle) -> onnx.ModelProto:
+    def __call__(self, bundle: Bundle) -> OnnxGraph:
         self.builds += 1
-        content = np.frombuffer(bundle.digest.encode(), np.uint8)
-        graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(content, "digest")])
-        return helper.make_model(graph)
+        scope = Scope()
+        scope.constant(np.full(EXTERNAL_BYTES, ord(bundle.digest[0]), np.uint8), np.uint8)
+        return scope.finish([], [])
 
 
 @pytest.fixture
@@ -46,58 +45,72 @@ def build() -> Builder:
     return Builder()
 
 
-def contents(graph: Path | bytes) -> bytes:
-    return graph if isinstance(graph, bytes) else graph.read_bytes()
+def contents(model: Path) -> tuple[bytes, bytes]:
+    return model.read_bytes(), model.with_name(WEIGHTS).read_bytes()
 
 
-def test_cached_graph_second_time_is_read_not_built(tmp_path: Path, build: Builder) -> None:
-    first = cached_graph(BUNDLE, build, tmp_path / "made")
-    assert cached_graph(BUNDLE, build, tmp_path / "made") == first
+def test_graph_file_second_time_is_read_not_built(tmp_path: Path, build: Builder) -> None:
+    with graph_file(BUNDLE, build, tmp_path / "made") as first:
+        assert contents(first)[1] == b"d" * EXTERNAL_BYTES
+    with graph_file(BUNDLE, build, tmp_path / "made") as second:
+        assert second == first
+        assert second.exists()
     assert build.builds == 1
-    assert contents(first) == Builder()(BUNDLE).SerializeToString()
 
 
-def test_cached_graph_of_changed_bundle_is_built_anew(tmp_path: Path, build: Builder) -> None:
-    first = cached_graph(BUNDLE, build, tmp_path)
-    second = cached_graph(dataclasses.replace(BUNDLE, digest="other"), build, tmp_path)
+def test_graph_file_of_changed_bundle_is_built_anew(tmp_path: Path, build: Builder) -> None:
+    with graph_file(BUNDLE, build, tmp_path) as first:
+        pass
+    with graph_file(dataclasses.replace(BUNDLE, digest="other"), build, tmp_path) as second:
+        assert contents(second)[1] == b"o" * EXTERNAL_BYTES
     assert first != second
-    assert b"other" in contents(second)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no sum", "binary sum"])
-def test_cached_graph_damaged_is_built_anew(tmp_path: Path, build: Builder, damage: str) -> None:
-    path = cached_graph(BUNDLE, build, tmp_path)
-    assert isinstance(path, Path)
-    whole = path.read_bytes()
-    flipped = bytes([*whole[:-1], whole[-1] ^ 1])
+@pytest.mark.parametrize("name", [MODEL, WEIGHTS, SUM])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
+def test_graph_file_damaged_is_built_anew(
+    tmp_path: Path, build: Builder, name: str, damage: str
+) -> None:
+    with graph_file(BUNDLE, build, tmp_path) as model:
+        whole = contents(model)
+    file = model.with_name(name)
+    content = file.read_bytes()
     match damage:
-        case "flip" | "truncate" | "empty":
-            path.write_bytes({"flip": flipped, "truncate": whole[:-1], "empty": b""}[damage])
-        case "no sum":
-            path.with_suffix(".sha256").unlink()
-        case "binary sum":
-            path.with_suffix(".sha256").write_bytes(b"\xff")
-    assert contents(cached_graph(BUNDLE, build, tmp_path)) == whole
+        case "flip":
+            file.write_bytes(bytes([*content[:-1], content[-1] ^ 1]))
+        case "truncate":
+            file.write_bytes(content[:-1])
+        case "empty":
+            file.write_bytes(b"")
+        case "remove":
+            file.unlink()
+    with graph_file(BUNDLE, build, tmp_path) as model:
+        assert contents(model) == whole
     assert build.builds == 2
-    assert path.read_bytes() == whole
+    with graph_file(BUNDLE, build, tmp_path):
+        assert build.builds == 2
 
 
-def test_cached_graph_unwritable_directory_builds_in_memory_and_says_so(
+def test_graph_file_unwritable_cache_is_temporary_and_says_so(
     tmp_path: Path, build: Builder, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    with caplog.at_level(logging.WARNING):
-        graph = cached_graph(BUNDLE, build, in_the_way / "cache")
-    assert isinstance(graph, bytes)
+    with caplog.at_level(logging.WARNING), graph_file(BUNDLE, build, in_the_way / "c") as model:
+        assert contents(model)[1] == b"d" * EXTERNAL_BYTES
+    assert not model.exists()
+    assert build.builds == 1
     assert str(in_the_way) in caplog.text
 
 
-def test_cached_graph_without_directory_writes_nothing(build: Builder) -> None:
-    assert isinstance(cached_graph(BUNDLE, build, None), bytes)
+def test_graph_file_without_cache_is_temporary(build: Builder) -> None:
+    with graph_file(BUNDLE, build, None) as model:
+        assert model.exists()
+    assert not model.exists()
 
 
-def test_cached_graph_leaves_no_scratch_files(tmp_path: Path, build: Builder) -> None:
-    path = cached_graph(BUNDLE, build, tmp_path)
-    assert isinstance(path, Path)
-    assert sorted(tmp_path.iterdir()) == [path, path.with_suffix(".sha256")]
+def test_graph_file_leaves_nothing_else_in_the_cache(tmp_path: Path, build: Builder) -> None:
+    with graph_file(BUNDLE, build, tmp_path) as model:
+        pass
+    assert list(tmp_path.iterdir()) == [model.parent]
+    assert {file.name for file in model.parent.iterdir()} == {MODEL, WEIGHTS, SUM}

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
-from service.engines.onnx_scope import MAX_CONSTANT_BYTES, GraphTooLarge, Scope
+from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
+
+
+def integers(name: str, size: int) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, [size])
+
+
+def session(graph: OnnxGraph, directory: Path) -> ort.InferenceSession:
+    graph.write(directory)
+    return ort.InferenceSession(directory / MODEL, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 5), (3, 4), (4, 4), (2, 1)])
-def test_choose_on_a_grid_runs_the_branch_at_the_position(rows: int, columns: int) -> None:
+def test_choose_on_a_grid_runs_the_branch_at_the_position(
+    tmp_path: Path, rows: int, columns: int
+) -> None:
     def write(scope: Scope, row: int, column: int) -> list[str]:
         return [scope.op("Add", "x", scope.constant([10 * row + column], np.int64))]
 
@@ -17,22 +30,26 @@ def test_choose_on_a_grid_runs_the_branch_at_the_position(rows: int, columns: in
     axes = [("row", rows), ("column", columns)]
     (chosen,) = scope.choose(axes, write, [(TensorProto.INT64, [1])])
     scope.rename(chosen, "chosen")
-    inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, [1])
-        for name in ("x", "row", "column")
-    ]
-    output = helper.make_tensor_value_info("chosen", TensorProto.INT64, [1])
-    model = helper.make_model(
-        scope.graph(inputs, [output]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = [integers(name, 1) for name in ("x", "row", "column")]
+    runner = session(scope.finish(inputs, [integers("chosen", 1)]), tmp_path)
     for row, column in np.ndindex(rows, columns):
         feeds = {"x": np.array([100]), "row": np.array([row]), "column": np.array([column])}
-        assert session.run(None, feeds)[0] == 100 + 10 * row + column
+        assert runner.run(None, feeds)[0] == 100 + 10 * row + column
 
 
-def test_constant_beyond_what_a_model_holds_is_refused() -> None:
+def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: Path) -> None:
+    size = EXTERNAL_BYTES // 8
+    values = [np.arange(size) * 7, np.arange(size) ** 2]
+
+    def write(scope: Scope, case: int) -> list[str]:
+        return [scope.op("Add", "x", scope.constant(values[case], np.int64))]
+
     scope = Scope()
-    scope.constant(np.zeros(2**20, np.uint8), np.uint8)
-    with pytest.raises(GraphTooLarge, match=str(MAX_CONSTANT_BYTES)):
-        scope.constant(np.zeros(MAX_CONSTANT_BYTES, np.uint8), np.uint8)
+    (chosen,) = scope.choose([("case", 2)], write, [(TensorProto.INT64, [size])])
+    scope.rename(scope.op("Add", chosen, scope.constant([5], np.int64)), "y")
+    graph = scope.finish([integers("x", size), integers("case", 1)], [integers("y", size)])
+    runner = session(graph, tmp_path)
+    assert (tmp_path / WEIGHTS).stat().st_size == 2 * EXTERNAL_BYTES
+    for case in range(2):
+        feeds = {"x": np.ones(size, np.int64), "case": np.array([case])}
+        np.testing.assert_array_equal(runner.run(None, feeds)[0], values[case] + 6)

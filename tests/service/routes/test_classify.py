@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.bundle import Card
+from models.compute import path_macs
+from service.app import create_app
+from service.settings import Settings
+from tests.service.support import FakeEngine, add_bundle, encode, make_card, png, serve, wait_until
+
+
+def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("file", ("a.png", content)) for content in contents]
+
+
+def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, card: Card) -> None:
+    response = client.post("/classify?budget=0.4&cap=0.9", content=png(190))
+    assert response.status_code == 200
+    body = response.json()
+    table, widths = card.table(), [4, 1, 2]
+    macs = int(path_macs(np.array([widths]), table, agent=True)[0])
+    predictions, timing = body.pop("predictions"), body.pop("timing_ms")
+    assert body == {
+        "model": "tiny",
+        "budget": 0.4,
+        "cap": 0.9,
+        "compute": {
+            "macs": macs,
+            "flops": 2 * macs,
+            "fraction": macs / table.full,
+            "full_macs": table.full,
+            "agent_macs": macs - int(path_macs(np.array([widths]), table, agent=False)[0]),
+            "widths": widths,
+            "groups": 4,
+        },
+        "request_id": response.headers["x-request-id"],
+    }
+    assert [(p["label"], p["index"]) for p in predictions] == [("dog", 1), ("cat", 0), ("owl", 2)]
+    distances = np.abs((190 / 255 - 0.5) / 0.25 - np.array([1, 0, 2]))
+    powers = np.exp(-distances)
+    np.testing.assert_allclose(
+        [p["probability"] for p in predictions], powers / powers.sum(), rtol=1e-5
+    )
+    assert list(timing) == ["decode", "queue", "inference", "total"]
+    assert 0 < timing["decode"] + timing["inference"] <= timing["total"]
+
+
+def test_classify_budget_one_runs_the_plain_network(client: httpx.Client, card: Card) -> None:
+    compute = client.post("/classify?budget=1", content=png()).json()["compute"]
+    assert compute["macs"] == compute["full_macs"] == card.table().full
+    assert (compute["fraction"], compute["agent_macs"], compute["widths"]) == (1, 0, [4, 4, 4])
+
+
+def test_classify_budget_one_with_a_cap_consults_the_agent(client: httpx.Client) -> None:
+    compute = client.post("/classify?budget=1&cap=0.4", content=png()).json()["compute"]
+    assert compute["fraction"] <= 0.4
+    assert compute["agent_macs"] > 0
+
+
+def test_classify_no_budget_takes_the_one_in_force(client: httpx.Client) -> None:
+    assert client.post("/classify", content=png()).json()["budget"] == 0.5
+    client.put("/budget", json={"mode": "fixed", "budget": 0.7})
+    assert client.post("/classify", content=png()).json()["budget"] == 0.7
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (2, 2), (3, 3), (1000, 3)])
+def test_classify_top_k_limits_predictions(client: httpx.Client, top_k: int, expected: int) -> None:
+    body = client.post(f"/classify?top_k={top_k}", content=png()).json()
+    assert len(body["predictions"]) == expected
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["image/png", "application/x-www-form-urlencoded", "application/octet-stream", "", "text/html"],
+)
+def test_classify_any_content_type_is_read_by_content(
+    client: httpx.Client, content_type: str
+) -> None:
+    response = client.post("/classify", content=png(), headers={"content-type": content_type})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_classify_allowed_format_answered(client: httpx.Client, kind: str) -> None:
+    content = encode(Image.new("RGB", (30, 20)), kind)
+    assert client.post("/classify", content=content).status_code == 200
+
+
+def test_classify_multipart_answers_parts_in_order(client: httpx.Client) -> None:
+    colours = (64, 192, 128)
+    response = client.post("/classify", files=files(*map(png, colours)))
+    results = response.json()["results"]
+    singles = [client.post("/classify", content=png(colour)).json() for colour in colours]
+    assert [r["predictions"] for r in results] == [s["predictions"] for s in singles]
+    assert {r["request_id"] for r in results} == {response.headers["x-request-id"]}
+
+
+def test_classify_multipart_bad_part_is_an_error_of_its_own(client: httpx.Client) -> None:
+    contents = (png(), b"text", png(), encode(Image.new("RGB", (8, 8)), "TIFF"))
+    response = client.post("/classify", files=files(*contents))
+    results = response.json()["results"]
+    assert response.status_code == 200
+    assert [result.get("code") for result in results] == [
+        None,
+        "not_an_image",
+        None,
+        "format_not_allowed",
+    ]
+    assert set(results[1]) == {"error", "code"}
+
+
+def test_classify_model_by_name(tmp_path: Path, settings: Settings, engine: FakeEngine) -> None:
+    for name in ("first", "second"):
+        add_bundle(tmp_path, make_card(name))
+    both = settings.model_copy(
+        update={"bundles": tmp_path, "model": "second", "cache_dir": tmp_path}
+    )
+    with serve(create_app(both, engine)) as client:
+        assert client.post("/classify", content=png()).json()["model"] == "second"
+        first = client.post("/classify?model=first", content=png()).json()
+        assert first["model"] == "first"
+        listed = {m["name"]: m for m in client.get("/models").json()["models"]}
+        assert [listed["first"]["default"], listed["second"]["default"]] == [False, True]
+        assert [listed["first"]["engine"], listed["second"]["engine"]] == ["onnx", "fake"]
+
+
+def test_classify_metrics_equal_the_sum_over_responses(client: httpx.Client) -> None:
+    def post(number: int) -> dict:
+        query = ("budget=1", "budget=0.4", "cap=0.4", "")[number % 4]
+        return client.post(f"/classify?{query}", content=png()).raise_for_status().json()
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(post, range(40)))
+    text = client.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    flops = sum(answer["compute"]["flops"] for answer in answers)
+    assert int(float(values['rnp_flops_total{model="tiny"}'])) == flops
+    assert float(values['rnp_images_total{model="tiny"}']) == 40
+    assert float(values['rnp_stage_seconds_count{stage="decode"}']) == 40
+    assert float(values['rnp_requests_total{code="200",route="/classify"}']) == 40
+
+
+def test_classify_full_queue_is_429_and_decodes_nothing(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(client.post, "/classify", content=png())
+        assert engine.started.wait(10)
+        waiting = pool.submit(client.post, "/classify", files=files(*[png()] * 4))
+        wait_until(lambda: "rnp_queue_depth 4.0" in client.get("/metrics").text)
+        refused = client.post("/classify", content=b"not even an image")
+        engine.gate.set()
+        assert first.result(10).status_code == waiting.result(10).status_code == 200
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert refused.headers["retry-after"] == "1"
+    assert client.post("/classify", content=png()).status_code == 200
+
+
+def test_classify_engine_error_is_500_without_its_text(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    engine.failure = RuntimeError("secret")
+    response = client.post("/classify", content=png())
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in response.json()["error"]
+    engine.failure = None
+    assert client.post("/classify", content=png()).status_code == 200
+
+
+def test_classify_client_that_hangs_up_leaves_no_place_taken(client: httpx.Client) -> None:
+    for _ in range(10):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(
+                b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nab"
+            )
+    assert client.post("/classify", files=files(*[png()] * 4)).status_code == 200
+    assert "rnp_queue_depth 0.0" in client.get("/metrics").text

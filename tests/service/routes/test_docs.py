@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import re
+
+import httpx
+
+
+def test_get_docs_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    page = client.get("/docs").text
+    assert "://" not in page
+    assert '"validatorUrl": null' in page
+    assets = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len(assets) == 3
+    for asset in assets:
+        response = client.get(asset)
+        assert response.status_code == 200
+        assert response.headers["content-type"].split(";")[0] in (
+            "text/css",
+            "text/javascript",
+            "image/png",
+        )
+
+
+def test_get_root_leads_to_docs(client: httpx.Client) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+def test_openapi_tells_answers_and_errors(client: httpx.Client) -> None:
+    api = client.get("/openapi.json").json()
+    post = api["paths"]["/classify"]["post"]
+    assert set(post["responses"]) == {"200", "400", "413", "415", "422", "429", "503"}
+    refusal = post["responses"]["422"]["content"]["application/json"]["schema"]
+    assert refusal == {"$ref": "#/components/schemas/ErrorBody"}
+    assert {"application/octet-stream", "multipart/form-data"} == set(
+        post["requestBody"]["content"]
+    )
+    assert {p["name"] for p in post["parameters"]} == {"budget", "cap", "top_k", "model"}
+    assert "HTTPValidationError" not in api["components"]["schemas"]

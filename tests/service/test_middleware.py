@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.service.support import png
+
+
+def test_request_id_given_is_kept(client: httpx.Client) -> None:
+    response = client.post("/classify", content=png(), headers={"x-request-id": "a-1.b:c_D"})
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "a-1.b:c_D"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", '"', "é".encode()])
+def test_request_id_not_plain_is_replaced(client: httpx.Client, given: str | bytes) -> None:
+    response = client.get("/healthz", headers={"x-request-id": given})
+    assert len(response.headers["x-request-id"]) == 32
+
+
+def test_request_id_absent_is_new_each_time(client: httpx.Client) -> None:
+    ids = {client.get("/healthz").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_requests_counted_by_route_and_code(client: httpx.Client) -> None:
+    for number in range(3):
+        client.get(f"/nope/{number}")
+    client.get("/classify")
+    client.post("/classify?budget=9")
+    text = client.get("/metrics").text
+    assert 'rnp_requests_total{code="404",route="other"} 3.0' in text
+    assert 'rnp_requests_total{code="405",route="/classify"} 1.0' in text
+    assert 'rnp_requests_total{code="422",route="/classify"} 1.0' in text
+    assert "/nope" not in text

@@ -1,0 +1,106 @@
+"""A run so small that its stages take a second, in memory and as a command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import backbones
+from models.config import AgentConfig, BackboneConfig, ConvConfig
+from models.network import Network
+from models.preprocess import Preprocessing
+from training.checkpoint import Checkpoints
+from training.data import Images
+from training.run import Run
+from training.settings import from_dict
+
+ROOT = Path(__file__).parents[2]
+SIZE = 12
+COLOURS = {"cat": (150, 90, 90), "dog": (90, 150, 90), "emu": (90, 90, 150)}
+SETTINGS = {
+    "backbone": {"width": 0.125, "image_size": SIZE},
+    "supernet": {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "precision": "float32"},
+    "agent": {"recordings": 2, "images": 50, "paths": 2, "epochs": 2, "batch_size": 32},
+    "rounds": {"epochs": 2},
+    "calibration": {"points": 4},
+    "threads": 1,
+}
+
+
+def pixels(label, count, seed):
+    """(count, SIZE, SIZE, 3) uint8, noise about the colour of a class."""
+    noise = np.random.default_rng(seed).integers(-90, 90, (count, SIZE, SIZE, 3))
+    return (noise + COLOURS[label]).clip(0, 255).astype(np.uint8)
+
+
+def coloured(count, seed=0):
+    """Images of three classes in turn, in memory."""
+    parts = [pixels(name, count, seed + 10 * i) for i, name in enumerate(COLOURS)]
+    labels = np.arange(count) % len(COLOURS)
+    content = np.stack(parts)[labels, np.arange(count)]
+    return Images(content, labels, np.arange(count), tuple(COLOURS))
+
+
+PREPROCESSING = Preprocessing(SIZE, SIZE, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+
+
+def tiny_run(folder, train=64, **changes):
+    """A run on images in memory; `changes` are sections of settings."""
+    sections = {name: dict(SETTINGS[name]) for name in ("backbone", "supernet", "agent", "rounds")}
+    for name, section in changes.items():
+        sections[name] |= section
+    config = from_dict({**sections, "work": str(folder)})
+    agent = AgentConfig(config.agent.form, config.agent.encoding, config.agent.hidden)
+    backbone = backbones.build("mcifarnet", len(COLOURS), width=0.125, image_size=SIZE)
+    checkpoints = Checkpoints(config.work_dir)
+    return Run(
+        config, PREPROCESSING, backbone, agent, coloured(train), coloured(30, 99), checkpoints
+    )
+
+
+def chain(layers=3, channels=4, groups=2, size=6):
+    """A chain of 3×3 convolutions of equal channels."""
+    shapes = [3] + [channels] * layers
+    convs = tuple(
+        ConvConfig(f"conv{i}", f"norm{i}", shapes[i], shapes[i + 1]) for i in range(layers)
+    )
+    return BackboneConfig("chain", size, convs, (3,), ("linear",), groups)
+
+
+def lively_network(backbone=None, form="priced", seed=0):
+    """A random network in evaluation mode whose agent sends images along many paths."""
+    torch.manual_seed(seed)
+    agent = AgentConfig(form, encoding=8, hidden=16)
+    network = Network(backbone or chain(5, 8, 4), agent)
+    for conv in network.convs:
+        conv.mean.normal_(0, 0.3)
+        conv.var.uniform_(0.5, 2)
+    with torch.no_grad():
+        for encoder in network.agent.encoder.values():
+            encoder.weight.mul_(20)
+        network.agent.decoder.weight.mul_(5)
+    return network.eval()
+
+
+def run_training(*arguments, cwd):
+    """Run `python -m training …` as a user does; warnings fail it."""
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "training", *map(str, arguments)]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+
+def fit_flags(data, folder, *settings):
+    """Flags of a tiny `fit` whose files are all under `folder`, the bundle in `folder/bundle`."""
+    flags = ["fit", "--data", str(data), "--out", str(folder / "bundle"), "--threads", "1"]
+    pairs = [
+        f"{section}.{name}={value}"
+        for section, values in SETTINGS.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    ]
+    places = [f"work={folder / 'work'}", f"data.cache={folder / 'cache'}"]
+    for setting in (*pairs, *places, *settings):
+        flags += ["--set", setting]
+    return flags

@@ -1,0 +1,183 @@
+"""Tests of training/supernet.py."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models import backbones
+from models.compute import path_macs
+from models.config import AgentConfig
+from models.network import Network
+from tests.training.support import PREPROCESSING, chain, coloured, tiny_run
+from training.batches import Batches, generator
+from training.supernet import (
+    MAX_GRADIENT_NORM,
+    backward,
+    draw_path,
+    draw_paths,
+    learning_rate,
+    recalibrate,
+    sandwich,
+    sgd,
+    train,
+    update,
+)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network(chain(4, 8, 4), AgentConfig(encoding=4, hidden=8))
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    return torch.randn(12, 3, 6, 6), torch.arange(12) % 3
+
+
+def _gradients(network):
+    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def test_draw_paths_first_width_is_full_and_others_cover_all(network):
+    paths = draw_paths(500, 4, 4, generator(0))
+    assert paths.shape == (500, 4)
+    assert (paths[:, 0] == 4).all()
+    for layer in range(1, 4):
+        assert paths[:, layer].unique().tolist() == [1, 2, 3, 4]
+
+
+def test_draw_paths_are_cheap_and_dear_and_not_uniform():
+    network = Network(chain(8, 8, 4))
+    paths = draw_paths(1000, 8, 4, generator(0))
+    shares = path_macs(paths.numpy(), network.table, agent=False) / network.table.full
+    # Independent widths would all cost about the same: their deviation is 0.08 here.
+    assert shares.std() > 0.2
+    assert (paths[:, 1:] != paths[:, 1:2]).any(dim=1).float().mean() > 0.5
+
+
+def test_draw_path_same_seed_same_path():
+    paths = {tuple(draw_path(8, 4, generator(seed))) for seed in (0, 0, 1, 2)}
+    assert len(paths) == 3
+
+
+def test_sandwich_is_full_then_narrowest_then_random(network):
+    paths = sandwich(network, 3, generator(5))
+    assert paths[:2] == [[4, 4, 4, 4], [4, 1, 1, 1]]
+    assert len(paths) == 5
+    assert paths[2] != paths[3] != paths[4]
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    rates = [learning_rate(step / 100, 0.4) for step in range(101)]
+    assert max(rates) == rates[10] == pytest.approx(0.4)
+    assert rates[5] == pytest.approx(0.2)
+    assert rates[55] == pytest.approx(0.2)
+    assert rates[0] == rates[100] == 0
+
+
+@pytest.mark.parametrize(("name", "size"), [("mcifarnet", 32), ("resnet18", 64)])
+def test_sgd_decays_weights_of_convolutions_and_linears_only(name, size):
+    # As many classes as groups: shapes alone do not tell a weight from a norm's scale.
+    network = Network(backbones.build(name, 4, width=0.0625, image_size=size))
+    optimizer = sgd(network, 0.1, 5e-4)
+    names = {id(p): n for n, p in network.named_parameters()}
+    decayed, others = ({names[id(p)] for p in g["params"]} for g in optimizer.param_groups)
+    weights = {
+        f"{n}.weight"
+        for n, m in network.named_modules()
+        if not n.startswith("agent") and getattr(getattr(m, "weight", None), "ndim", 1) > 1
+    }
+    assert decayed == weights
+    assert "head.0.weight" in decayed
+    everything = {n for n in names.values() if not n.startswith("agent.")}
+    assert others == everything - weights
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [5e-4, 0.0]
+
+
+def test_update_bounds_the_gradients_and_clears_them(network):
+    optimizer = torch.optim.SGD(network.head.parameters(), lr=1.0)
+    before = network.head[0].weight.detach().clone()
+    network.head[0].weight.grad = torch.full_like(before, 100.0)
+    network.head[0].bias.grad = torch.zeros(3)
+    update(optimizer)
+    step = (network.head[0].weight.detach() - before).norm().item()
+    assert step == pytest.approx(MAX_GRADIENT_NORM, rel=1e-4)
+    assert network.head[0].weight.grad is None
+
+
+def test_update_gradients_left_in_the_agent_change_nothing(network):
+    """A resumed run has lost them: they must not count in the bound."""
+    optimizer = sgd(network, 1.0, 0.0)
+    before = network.head[0].weight.detach().clone()
+    network.head[0].weight.grad = torch.full_like(before, 0.1)
+    network.agent.decoder.weight.grad = torch.full((4, 8), 1e6)
+    update(optimizer)
+    # The step of Nesterov's momentum, whose first is 1 + 0.9 gradients long.
+    torch.testing.assert_close(network.head[0].weight, before - 0.19)
+
+
+def test_backward_adds_teacher_and_students_gradients(network, batch):
+    network.eval()  # so that one forward pass does not change the next
+    images, labels = batch
+    paths = [[4, 4, 4, 4], [4, 1, 1, 1], [4, 2, 3, 1]]
+    loss, right, teacher = backward(
+        network, images, labels, paths, smoothing=0.1, autocast=nullcontext()
+    )
+    found = _gradients(network)
+
+    network.zero_grad()
+    logits = network(images, paths[0])
+    taught = logits.softmax(1).detach()
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert loss == pytest.approx(expected.item())
+    for path in paths[1:]:
+        expected = expected - (taught * network(images, path).log_softmax(1)).sum(1).mean()
+    expected.backward()
+    torch.testing.assert_close(found, _gradients(network))
+    assert right == (logits.argmax(1) == labels).sum()
+    torch.testing.assert_close(teacher, taught)
+    assert not any(name.startswith("agent.") for name in found)
+
+
+def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
+    run = tiny_run(tmp_path, supernet={"epochs": 10})
+    network = run.network()
+    train(run, network)
+    for conv in network.convs:
+        conv.mean.add_(0.5)
+        conv.var.fill_(1.0)
+    spoilt = _mixed_loss(network)
+    batches = Batches(coloured(64), PREPROCESSING, size=16, seed=0)
+    sample = [batch for epoch in range(75) for batch in batches.epoch(epoch)]
+    weights = {n: p.clone() for n, p in network.named_parameters()}
+    recalibrate(network, sample, generator(3), run.autocast())
+    assert _mixed_loss(network) < 0.8 * spoilt
+    assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
+    assert {conv.momentum for conv in network.convs} == {0.1}
+
+
+def _mixed_loss(network):
+    network.eval()
+    images = coloured(90, seed=50)
+    (batch,) = Batches(images, PREPROCESSING, size=90, seed=0).epoch(0)
+    backbone = network.backbone
+    paths = draw_paths(90, backbone.n_layers, backbone.groups, generator(4))
+    with torch.no_grad():
+        return F.cross_entropy(network.along(batch.images, paths), batch.labels).item()
+
+
+def test_train_learns_full_and_narrow_networks_and_leaves_the_agent(tmp_path):
+    run = tiny_run(tmp_path, supernet={"epochs": 10})
+    network = run.network()
+    agent = {n: p.clone() for n, p in network.agent.named_parameters()}
+    train(run, network)
+    (batch,) = Batches(coloured(90, seed=50), PREPROCESSING, size=90, seed=0).epoch(0)
+    for width in (4, 1):
+        logits = network(batch.images, [4] + [width] * 7)
+        assert (logits.argmax(1) == batch.labels).float().mean() > 0.6
+    assert not network.training
+    assert all(torch.equal(p, agent[n]) for n, p in network.agent.named_parameters())
