@@ -151,11 +151,14 @@ class Card:
             rest["preprocessing"] = Preprocessing.from_dict(rest["preprocessing"])
             rest["calibration"] = tuple(CalibrationPoint(**p) for p in rest["calibration"])
             rest["test"] = tuple(TestPoint(**p) for p in rest["test"])
+            rest["files"] = dict(rest["files"])
             card = cls(**rest)
             stated = values["macs"]["full"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"bundle card cannot be read: {error}") from error
-        card._check(stated)
+            card._check(stated)
+        except BundleError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise BundleError(f"bundle card cannot be read: {error!r}") from error
         return card
 
     def _check(self, stated_macs: int) -> None:

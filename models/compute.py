@@ -133,13 +133,15 @@ def cap_macs(cap: FloatArray | float, full: int) -> IntArray:
 def step_price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
     """(L, k, k) float32, what a penalty of 1 charges for a layer's width.
 
-    Ours: the share of the full network's MACs that the action costs, given the width before it.
-    The paper's: the number of groups.
+    Ours: the share of the full network's MACs that the action costs, given the width before it;
+    the last layer's includes the linear layers after it. The paper's: the number of groups.
     """
     if form == "paper":
         groups = np.arange(1, table.groups + 1, dtype=np.float32)
         return np.broadcast_to(groups, table.layers.shape).astype(np.float32)
-    return (table.layers / table.full).astype(np.float32)
+    macs = table.layers.copy()
+    macs[-1] += table.head
+    return (macs / table.full).astype(np.float32)
 
 
 def price(table: MacTable, form: str) -> npt.NDArray[np.float32]:

@@ -82,6 +82,12 @@ class BackboneConfig:
                 )
         if len(self.linears) != len(self.linear_names):
             raise ValueError(f"backbone {self.name}: linears and linear_names differ in length")
+        for before, layer in zip(self.layers, self.layers[1:], strict=False):
+            if before.shortcut is not None and layer.reads != "stream":
+                raise ValueError(
+                    f"backbone {self.name}: {layer.name} must read the stream, which the layer "
+                    "before it writes"
+                )
         if self.sizes()[-1] < 1:
             raise ValueError(
                 f"backbone {self.name}: image_size {self.image_size} leaves no pixel at the end"

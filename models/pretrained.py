@@ -6,8 +6,8 @@ the L1 norm of its filter as batch normalisation scales it: a filter's own norm 
 the normalisation divides it out again.
 
 Layers that write one residual stream share an order. A projection starts a new one. A shortcut
-that pads carries the channels before it as the first ones; the network it comes from pads on both
-sides (the usual CIFAR ResNet), so that they lay in the middle there.
+that pads carries the channels before it as the first ones; in the plain network (the usual CIFAR
+ResNet) they are the middle ones, for it pads on both sides.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlainState:
         """Complain about what nobody took."""
         if self.left:
             some = ", ".join(sorted(self.left)[:3])
-            raise ValueError(f"{len(self.left)} tensors are not of this backbone, as {some}")
+            raise ValueError(f"{len(self.left)} tensors are not of this backbone, such as {some}")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -103,9 +103,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise ValueError("neither safetensors nor plain tensors saved by torch") from error
     if isinstance(state, dict):
         state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError("not a mapping from names to tensors")
-    return state
+    if isinstance(state, dict) and all(map(_named_tensor, state.items())):
+        return state
+    raise ValueError("not a mapping from names to tensors")
+
+
+def _named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_plain(network: Network, state: Mapping[str, Tensor]) -> None:

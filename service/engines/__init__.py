@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from models.bundle import Bundle
 from service.engines.base import Engine
+
+# ONNX Runtime reports its use to its makers unless told not to before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class EngineError(RuntimeError):

@@ -19,9 +19,6 @@ from models.bundle import Bundle
 from service.engines.onnx_parts import AgentWriter, NetworkWriter
 from service.engines.onnx_scope import OnnxGraph, Output, Scope
 
-# Raised with every change of the graphs, so that files cached by another version are not used.
-VERSION = 1
-
 
 class _Step(NamedTuple):
     """Where a pruned graph stands after a layer: names of values.

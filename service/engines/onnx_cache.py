@@ -1,4 +1,8 @@
-"""Built graphs are kept on disk, so that a service which starts again need not build them."""
+"""Built graphs are kept on disk, so that a service which starts again need not build them.
+
+They are kept as built. ONNX Runtime could save what it made of them, but repeats names among
+branches and then refuses the file; and its layout is that of one kind of processor.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from models.bundle import Bundle
-from service.engines.onnx_builder import VERSION
+from service.engines import onnx_builder, onnx_parts, onnx_scope
 from service.engines.onnx_scope import MODEL, WEIGHTS, OnnxGraph
 
 log = logging.getLogger(__name__)
@@ -44,9 +48,11 @@ def graph_file(bundle: Bundle, build: Build, cache_dir: Path | None) -> Iterator
 
 
 def _key(bundle: Bundle) -> str:
-    """What a built graph depends on."""
-    parts = f"{bundle.digest} {VERSION} {ort.__version__}"
-    return hashlib.sha256(parts.encode()).hexdigest()[:24]
+    """What a built graph depends on: the bundle, the runtime and the code that builds it."""
+    digest = hashlib.sha256(f"{bundle.digest} {ort.__version__}".encode())
+    for module in (onnx_builder, onnx_parts, onnx_scope):
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:24]
 
 
 def _is_whole(directory: Path) -> bool:

@@ -24,11 +24,13 @@ class NetworkWriter:
         self._tensors = bundle.tensors
 
     def image(self, n: int | str) -> onnx.ValueInfoProto:
+        """The graph's input: (n, 3, H, W) float32."""
         size = self.config.image_size
         channels = self.config.layers[0].in_channels
         return helper.make_tensor_value_info("image", TensorProto.FLOAT, [n, channels, size, size])
 
     def logits(self, n: int | str) -> onnx.ValueInfoProto:
+        """The graph's output: (n, classes) float32."""
         return helper.make_tensor_value_info("logits", TensorProto.FLOAT, [n, self.config.classes])
 
     def layer(
@@ -100,9 +102,8 @@ class NetworkWriter:
         row = self.config.groups - 1 if self.config.whole_input(layer) else i
         weight = self._tensors[f"conv.{layer}.weight"][:computed, :read].astype(np.float32)
         scale = self._floats(f"conv.{layer}.scale")[row, :computed]
-        return weight * scale[:, None, None, None], self._floats(f"conv.{layer}.shift")[
-            row, :computed
-        ]
+        shift = self._floats(f"conv.{layer}.shift")[row, :computed]
+        return weight * scale[:, None, None, None], shift
 
     def _floats(self, name: str) -> Floats:
         return self._tensors[name].astype(np.float32)

@@ -37,7 +37,9 @@ class TorchEngine:
         logits = np.empty((len(images), self._classes), np.float32)
         widths = np.full((len(images), self._layers), self._k, np.int64)
         if plain.any():
-            logits[plain] = self._network(torch.from_numpy(images[plain]), widths[0].tolist()).numpy()
+            logits[plain] = self._network(
+                torch.from_numpy(images[plain]), widths[0].tolist()
+            ).numpy()
         if not plain.all():
             chosen = ~plain
             answers, trace = self._network.by_policy(

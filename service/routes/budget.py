@@ -12,13 +12,18 @@ from service.state import ServiceDep
 router = APIRouter(tags=["budget"])
 
 
-@router.get("/budget", response_model=FixedBudget)
+@router.get("/budget", summary="The budget in force", response_model=FixedBudget)
 async def get_budget(service: ServiceDep) -> FixedBudget:
     """The budget of requests that name none; a model that cannot go so low takes its least."""
     return FixedBudget(budget=service.budget.value)
 
 
-@router.put("/budget", response_model=FixedBudget, responses=error_docs(422))
+@router.put(
+    "/budget",
+    summary="Put a budget in force",
+    response_model=FixedBudget,
+    responses=error_docs(422),
+)
 async def put_budget(budget: FixedBudget, service: ServiceDep) -> FixedBudget:
     """Set the budget of requests that name none, from the next one on."""
     card = service.bundles[service.default].card

@@ -37,6 +37,7 @@ _BODY: dict[str, Any] = {
 
 @router.post(
     "/classify",
+    summary="Classify images within a budget",
     response_model=Classification | Classifications,
     responses=error_docs(400, 413, 415, 422, 429, 503),
     openapi_extra=_BODY,

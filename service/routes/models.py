@@ -12,7 +12,7 @@ from service.state import ServiceDep
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models", response_model=Models, responses=error_docs(503))
+@router.get("/models", summary="What is served", response_model=Models, responses=error_docs(503))
 async def get_models(service: ServiceDep) -> Models:
     """All bundles, each with its curve on test images and its lowest reachable budget."""
     service.check_ready()

@@ -13,20 +13,20 @@ from service.state import ServiceDep
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/healthz", response_model=Health)
+@router.get("/healthz", summary="Alive?", response_model=Health)
 async def get_healthz() -> Health:
     """Whether the process lives."""
     return Health(status="ok")
 
 
-@router.get("/readyz", response_model=Health, responses=error_docs(503))
+@router.get("/readyz", summary="Ready for work?", response_model=Health, responses=error_docs(503))
 async def get_readyz(service: ServiceDep) -> Health:
     """Whether images can be classified now."""
     service.check_ready()
     return Health(status=service.phase)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 def get_metrics(service: ServiceDep) -> Response:
     """All series in Prometheus' text format."""
     # Not async: writing some hundred series takes long enough to be kept off the event loop.

@@ -25,14 +25,15 @@ def small_backbone(name: str, classes: int = 5) -> BackboneConfig:
 
 
 def tiny_backbone() -> BackboneConfig:
-    """Four layers of three groups, with a pool, a block with a projection and two linear layers."""
+    """Five layers of three groups: a pool, a block with a projection, two linear layers."""
     layers = (
         ConvConfig("a", "an", 3, 6, pool=(2, 2, 0)),
         ConvConfig("b", "bn", 6, 9, stride=2, reads="stream"),
         ConvConfig("c", "cn", 9, 9, shortcut="project", projection="p"),
-        ConvConfig("d", "dn", 9, 12, kernel=1, padding=0),
+        ConvConfig("d", "dn", 9, 6, kernel=1, padding=0, reads="stream"),
+        ConvConfig("e", "en", 6, 12),
     )
-    return BackboneConfig("tiny", 8, layers, (7, 3), ("e", "f"), groups=3, pool_to=2)
+    return BackboneConfig("tiny", 8, layers, (7, 3), ("f", "g"), groups=3, pool_to=2)
 
 
 def random_network(
@@ -43,13 +44,14 @@ def random_network(
     The agent's weights are large, so that its choices differ among images.
     """
     torch.manual_seed(seed)
-    network = Network(backbone, agent or AgentConfig(encoding=8, hidden=8))
+    network, k = Network(backbone, agent or AgentConfig(encoding=8, hidden=8)), backbone.groups
     with torch.no_grad():
         for conv in network.convs:
             conv.gamma.uniform_(0.5, 1.5)
             conv.beta.normal_(0, 0.3)
             conv.mean.normal_(0, 0.3)
-            conv.var.uniform_(0.5, 2)
+            # The fewer inputs, the less they vary; so no width's signal dies away.
+            conv.var.uniform_(0.4, 1).mul_(torch.linspace(0, 1, k + 1)[1:, None])
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 randomise_norm(module)
@@ -68,11 +70,12 @@ def randomise_norm(norm: nn.BatchNorm2d) -> None:
 
 
 def random_images(backbone: BackboneConfig, n: int, seed: int = 0) -> Tensor:
-    """(n, 3, H, W) of very different contrasts."""
+    """(n, 3, H, W) of very different colours and contrasts."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, 3, backbone.image_size, backbone.image_size)
     contrast = torch.logspace(-1, 1, n)[:, None, None, None]
-    return torch.randn(shape, generator=generator) * contrast
+    colour = torch.randn((n, 3, 1, 1), generator=generator)
+    return (torch.randn(shape, generator=generator) + colour) * contrast
 
 
 def random_paths(backbone: BackboneConfig, n: int, seed: int = 0) -> Tensor:

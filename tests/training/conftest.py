@@ -3,11 +3,14 @@
 import io
 import resource
 import signal
+import sys
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.training import support
 
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 200, 40)}
 
@@ -58,9 +61,26 @@ def parquet(tmp_path):
     return make
 
 
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of three classes, split in train and test."""
+    return support.save_pictures(tmp_path_factory.mktemp("pictures") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def fitted(pictures, tmp_path_factory):
+    """Folder of a tiny `fit` without interruption: bundle, work, cache."""
+    folder = tmp_path_factory.mktemp("fitted")
+    done = support.run_training(*support.fit_flags(pictures, folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.fixture
-def small_files():
+def small_files(monkeypatch):
     """Lets this process write files of so many bytes at most, as a disk that fills up would."""
+    # Python would leave cut-off bytecode beside the modules imported meanwhile.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))

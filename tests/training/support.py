@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from models import backbones
 from models.config import AgentConfig, BackboneConfig, ConvConfig
@@ -30,8 +31,9 @@ SETTINGS = {
 
 
 def pixels(label, count, seed):
-    """(count, SIZE, SIZE, 3) uint8, noise about the colour of a class."""
-    noise = np.random.default_rng(seed).integers(-90, 90, (count, SIZE, SIZE, 3))
+    """(count, SIZE, SIZE, 3) uint8, weak to strong noise about the colour of a class."""
+    rng = np.random.default_rng(seed)
+    noise = rng.uniform(-100, 100, (count, SIZE, SIZE, 3)) * rng.uniform(0, 1, (count, 1, 1, 1))
     return (noise + COLOURS[label]).clip(0, 255).astype(np.uint8)
 
 
@@ -41,6 +43,17 @@ def coloured(count, seed=0):
     labels = np.arange(count) % len(COLOURS)
     content = np.stack(parts)[labels, np.arange(count)]
     return Images(content, labels, np.arange(count), tuple(COLOURS))
+
+
+def save_pictures(root, train=40, test=20):
+    """Write class folders of PNG files, split in train and test."""
+    for seed, (split, count) in enumerate((("train", train), ("test", test))):
+        for number, label in enumerate(COLOURS):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i, image in enumerate(pixels(label, count, 100 * seed + number)):
+                Image.fromarray(image).save(folder / f"{i:03}.png")
+    return root
 
 
 PREPROCESSING = Preprocessing(SIZE, SIZE, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
@@ -74,14 +87,26 @@ def lively_network(backbone=None, form="priced", seed=0):
     torch.manual_seed(seed)
     agent = AgentConfig(form, encoding=8, hidden=16)
     network = Network(backbone or chain(5, 8, 4), agent)
-    for conv in network.convs:
-        conv.mean.normal_(0, 0.3)
-        conv.var.uniform_(0.5, 2)
+    _estimate_statistics(network)
     with torch.no_grad():
         for encoder in network.agent.encoder.values():
             encoder.weight.mul_(20)
         network.agent.decoder.weight.mul_(5)
     return network.eval()
+
+
+@torch.no_grad()
+def _estimate_statistics(network):
+    """Normalise for every input width, or else hardly anything reaches the end."""
+    k, n_layers, size = network.backbone.groups, network.backbone.n_layers, 32
+    for conv in network.convs:
+        conv.momentum = 1.0
+    for width in range(1, k + 1):
+        for first in (0, 1):
+            path = [width if layer % 2 == first and layer else k for layer in range(n_layers)]
+            network.train()(torch.randn(size, 3, *[network.backbone.image_size] * 2), path)
+    for conv in network.convs:
+        conv.momentum = 0.1
 
 
 def run_training(*arguments, cwd):

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models.bundle import (
+    CARD,
+    CURVE,
+    FORMAT,
+    WEIGHTS,
+    BundleError,
+    CalibrationPoint,
+    Card,
+    read_bundle,
+    tensor_shapes,
+    write_bundle,
+)
+from models.bundle import TestPoint as BudgetPoint  # Or pytest takes it for a test.
+from models.config import AgentConfig
+from models.preprocess import Preprocessing
+from tests.models.support import tiny_backbone
+
+CALIBRATION = (
+    CalibrationPoint(penalty=8.0, fraction=0.30004, accuracy=0.5),
+    CalibrationPoint(penalty=2.0, fraction=0.5, accuracy=0.6),
+    CalibrationPoint(penalty=0.5, fraction=0.9, accuracy=0.7),
+)
+
+
+def make_card(**changes):
+    card = Card(
+        name="tiny",
+        labels=("cat", "dog", "frog"),
+        backbone=tiny_backbone(),
+        agent=AgentConfig("paper", encoding=4, hidden=5),
+        preprocessing=Preprocessing(8, 9, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)),
+        calibration=CALIBRATION,
+        test=(BudgetPoint(budget=0.4, fraction=0.41, spread=0.1, accuracy=0.55),),
+        data={"source": "photos"},
+        seed=7,
+        training={"epochs": 3},
+        git_commit="abc",
+    )
+    return replace(card, **changes)
+
+
+def make_tensors(card):
+    rng = np.random.default_rng(0)
+    shapes = tensor_shapes(card.backbone, card.agent)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """The directory of a whole bundle."""
+    card = make_card()
+    write_bundle(tmp_path / "tiny", card, make_tensors(card), b"a picture")
+    return tmp_path / "tiny"
+
+
+def edit(bundle, change):
+    """Let `change` alter the values of the card, and keep what it did."""
+    values = json.loads((bundle / CARD).read_text())
+    change(values)
+    (bundle / CARD).write_text(json.dumps(values))
+
+
+@pytest.fixture
+def full_disk():
+    """Files can have 2000 bytes at most, as on a disk that is all but full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_read_bundle_gives_back_what_was_written(tmp_path):
+    card = make_card()
+    tensors = make_tensors(card)
+    tensors["conv.0.weight"] = tensors["conv.0.weight"].astype(np.float16)
+    written = write_bundle(tmp_path / "new" / "tiny", card, tensors, b"a picture")
+    bundle = read_bundle(tmp_path / "new" / "tiny")
+    assert bundle.card == written == replace(card, files=written.files)
+    assert bundle.tensors.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert bundle.tensors[name].dtype == value.dtype
+        assert (bundle.tensors[name] == value).all()
+
+
+def test_write_bundle_states_hashes_and_macs_for_readers(bundle):
+    values = json.loads((bundle / CARD).read_text())
+    assert values["format"] == FORMAT
+    assert values["macs"]["full"] == sum(values["macs"]["layers"]) + values["macs"]["head"]
+    assert values["files"].keys() == {WEIGHTS, CURVE}
+    for name, digest in values["files"].items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+
+
+def test_write_bundle_without_a_curve_lists_none(tmp_path):
+    card = write_bundle(tmp_path / "tiny", make_card(), make_tensors(make_card()))
+    assert card.files.keys() == {WEIGHTS}
+    assert read_bundle(tmp_path / "tiny").card == card
+
+
+def test_write_bundle_lets_others_read_it(bundle):
+    assert bundle.stat().st_mode & 0o777 == 0o755
+
+
+def test_write_bundle_into_an_existing_directory_raises_and_leaves_it(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "mine").write_text("precious")
+    with pytest.raises(FileExistsError, match="tiny exists: choose another"):
+        write_bundle(tmp_path / "tiny", make_card(), make_tensors(make_card()))
+    assert [path.name for path in tmp_path.rglob("*")] == ["tiny", "mine"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_write_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path):
+    with pytest.raises(OSError, match="too large"):
+        write_bundle(tmp_path / "tiny", make_card(), make_tensors(make_card()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_bundle_of_a_card_that_is_not_json_leaves_nothing_behind(tmp_path):
+    card = make_card(training={"epochs": {3}})
+    with pytest.raises(TypeError):
+        write_bundle(tmp_path / "tiny", card, make_tensors(card))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CURVE])
+@pytest.mark.parametrize("position", [0, -1])
+def test_read_bundle_of_a_tampered_file_raises(bundle, name, position):
+    content = bytearray((bundle / name).read_bytes())
+    content[position] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} does not match its SHA-256"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", [CARD, WEIGHTS, CURVE])
+def test_read_bundle_of_a_missing_file_raises(bundle, name):
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "", ".", ".."])
+def test_read_bundle_of_a_file_name_elsewhere_raises(bundle, name):
+    (bundle.parent / "secret").write_bytes(b"secret")
+    digest = hashlib.sha256(b"secret").hexdigest()
+    edit(bundle, lambda values: values["files"].update({name: digest}))
+    with pytest.raises(BundleError, match=r"is not plain|cannot be read"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [0, FORMAT + 1, str(FORMAT), None])
+def test_read_bundle_of_an_unknown_version_raises(bundle, version):
+    edit(bundle, lambda values: values.update(format=version))
+    with pytest.raises(BundleError, match=f"bundle format {version!r} is unknown"):
+        read_bundle(bundle)
+
+
+CHANGES = {
+    "no labels": lambda v: v.pop("labels"),
+    "unknown field": lambda v: v.update(colour="red"),
+    "one label more": lambda v: v["labels"].append("cow"),
+    "another kernel": lambda v: v["backbone"]["layers"][1].update(kernel=5),
+    "more channels": lambda v: v["backbone"]["layers"][4].update(out_channels=15),
+    "more groups": lambda v: v["backbone"].update(groups=5),
+    "no groups": lambda v: v["backbone"].update(groups=0),
+    "layers of text": lambda v: v["backbone"].update(layers=["a"]),
+    "unknown agent": lambda v: v["agent"].update(form="free"),
+    "wider agent": lambda v: v["agent"].update(hidden=6),
+    "no MACs": lambda v: v.pop("macs"),
+    "other MACs": lambda v: v["macs"].update(full=1),
+    "no calibration": lambda v: v["calibration"].clear(),
+    "calibration unsorted": lambda v: v["calibration"].reverse(),
+    "calibration of text": lambda v: v["calibration"][0].update(penalty="x"),
+    "penalty zero": lambda v: v["calibration"][-1].update(penalty=0.0),
+    "no files": lambda v: v.update(files={}),
+    "files of another kind": lambda v: v.update(files=[1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_read_bundle_of_a_tampered_card_raises(bundle, change):
+    edit(bundle, change)
+    with pytest.raises(BundleError):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "\x00"])
+def test_read_bundle_of_a_card_that_is_no_object_raises(bundle, text):
+    (bundle / CARD).write_text(text)
+    with pytest.raises(BundleError, match=rf"{CARD} is not (a JSON object|JSON)"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["conv.1.scale", "agent.cell.bias_hh", "projection.2.bias"])
+def test_read_bundle_of_a_tensor_of_another_shape_raises(tmp_path, name):
+    tensors = make_tensors(make_card())
+    tensors[name] = tensors[name][..., 1:].copy()
+    write_bundle(tmp_path / "tiny", make_card(), tensors)
+    with pytest.raises(BundleError, match=f"tensor {name} is "):
+        read_bundle(tmp_path / "tiny")
+
+
+def test_read_bundle_without_a_tensor_raises(tmp_path):
+    tensors = make_tensors(make_card())
+    del tensors["head.0.bias"]
+    write_bundle(tmp_path / "tiny", make_card(), tensors)
+    with pytest.raises(BundleError, match=r"tensor head\.0\.bias is missing"):
+        read_bundle(tmp_path / "tiny")
+
+
+def test_read_bundle_with_a_tensor_too_many_raises(tmp_path):
+    tensors = {**make_tensors(make_card()), "extra": np.zeros(3, np.float32)}
+    write_bundle(tmp_path / "tiny", make_card(), tensors)
+    with pytest.raises(BundleError, match=r"tensor extra is .* want none"):
+        read_bundle(tmp_path / "tiny")
+
+
+def test_read_bundle_digest_changes_with_the_weights(tmp_path):
+    tensors = make_tensors(make_card())
+    write_bundle(tmp_path / "a", make_card(), tensors)
+    write_bundle(tmp_path / "b", make_card(), tensors)
+    tensors["head.0.bias"] += 1
+    write_bundle(tmp_path / "c", make_card(), tensors)
+    digests = [read_bundle(tmp_path / name).digest for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("budget", "penalty"),
+    [(0.5, 2.0), (0.9, 0.5), (0.95, 0.5), (0.7, 1.0), (1, 0.0), (1.0, 0.0)],
+)
+def test_penalty_of_a_budget_is_interpolated_in_its_logarithm(budget, penalty):
+    assert make_card().penalty(budget) == pytest.approx(penalty)
+
+
+def test_penalty_of_the_lowest_budget_is_about_the_highest():
+    card = make_card()
+    assert card.min_fraction == 0.3001
+    assert card.penalty(card.min_fraction) == pytest.approx(8, rel=1e-3)
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.0, -1.0, 1.0001, math.nan, math.inf])
+def test_penalty_of_a_budget_out_of_reach_raises(budget):
+    with pytest.raises(ValueError, match=r"outside \[0.3001, 1\]"):
+        make_card().penalty(budget)
+
+
+def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more():
+    card = make_card()
+    table = card.table()
+    assert 0 <= card.min_cap * table.full - table.least <= 1e-4 * table.full

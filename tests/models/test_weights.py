@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import tensor_shapes
+from models.config import AgentConfig
+from models.weights import export, folded, load
+from tests.models.support import (
+    SMALL,
+    random_images,
+    random_network,
+    random_paths,
+    small_backbone,
+    tiny_backbone,
+)
+
+FORMS = ["priced", "paper"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_export_gives_the_tensors_of_a_bundle(name, form):
+    network = random_network(small_backbone(name), agent=AgentConfig(form, 5, 6))
+    shapes = {name: value.shape for name, value in export(network).items()}
+    assert shapes == tensor_shapes(network.backbone, network.agent.config)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", SMALL)
+def test_load_of_an_export_answers_and_chooses_alike(name, form):
+    network = random_network(small_backbone(name), agent=AgentConfig(form, 5, 6))
+    again = load(network.backbone, network.agent.config, export(network, half=False))
+    images, penalty, cap = random_images(network.backbone, 6), torch.full((6,), 0.1), torch.ones(6)
+    expected, trace = network.by_policy(images, penalty, cap)
+    found, traced = again.by_policy(images, penalty, cap)
+    assert torch.equal(trace.widths, traced.widths)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_export_in_half_rounds_convolutions_and_linear_layers_only():
+    network = random_network(tiny_backbone())
+    whole, half = export(network, half=False), export(network)
+    rounded = {name for name, value in half.items() if value.dtype == np.float16}
+    kinds = {name.split(".")[0] for name in rounded}
+    assert kinds == {"conv", "projection", "head"}
+    assert all(name.endswith(".weight") for name in rounded)
+    assert {value.dtype for value in whole.values()} == {np.dtype(np.float32)}
+    for name, value in half.items():
+        expected = whole[name].astype(np.float16) if name in rounded else whole[name]
+        assert (value == expected).all()
+
+
+def test_load_of_a_half_export_computes_in_float32():
+    network = random_network(tiny_backbone())
+    again = load(network.backbone, network.agent.config, export(network))
+    assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
+    images, path = random_images(network.backbone, 4), random_paths(network.backbone, 3).tolist()[2]
+    torch.testing.assert_close(again(images, path), network(images, path), rtol=1e-2, atol=1e-2)
+
+
+def test_folded_leaves_the_network_as_it_was():
+    network = random_network(tiny_backbone()).requires_grad_(True).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    copy = folded(network)
+    copy.head[0].bias.zero_()
+    copy.agent.decoder.bias.zero_()
+    assert network.training
+    assert all(value.requires_grad for value in network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_load_gives_a_network_that_only_infers():
+    copy = folded(random_network(tiny_backbone()).train())
+    assert not copy.training
+    assert not any(value.requires_grad for value in copy.parameters())

@@ -1,0 +1,148 @@
+"""Tests of training/__main__.py: bad input is told in one sentence and leaves nothing behind."""
+
+import shutil
+
+import pytest
+
+from tests.training.support import fit_flags, run_training, save_pictures
+from training.__main__ import main
+
+
+@pytest.fixture
+def data(tmp_path):
+    return save_pictures(tmp_path / "data", train=6, test=2)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Runs a command that must fail and gives the sentence it told."""
+
+    def run(flags):
+        capsys.readouterr()
+        assert main([str(flag) for flag in flags]) == 1
+        told = capsys.readouterr()
+        (line,) = told.err.splitlines()
+        assert line.startswith("error: ")
+        assert told.out == ""
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left <= {"data", "work", "cache", "report", "finished"}
+        return line
+
+    return run
+
+
+def test_fit_unreadable_image_is_named(data, tmp_path, refused):
+    (data / "train" / "dog" / "002.png").write_bytes(b"not an image")
+    assert "dog/002.png cannot be read" in refused(fit_flags(data, tmp_path))
+
+
+def test_fit_empty_class_is_named(data, tmp_path, refused):
+    for file in (data / "train" / "emu").iterdir():
+        file.unlink()
+    assert "emu is empty" in refused(fit_flags(data, tmp_path))
+
+
+def test_fit_one_class_only_says_so(data, tmp_path, refused):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            shutil.rmtree(data / split / name)
+    assert "has one class only" in refused(fit_flags(data, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("supernet.epoch=3", "setting supernet.epoch is unknown"),
+        ("backbone.name=lenet", "backbone 'lenet' is unknown"),
+        ("backbone.image_size=2", "setting backbone"),
+        ("agent.penalties=[0, 1]", "setting agent.penalties is 0"),
+        ("agent.penalties=[2, 1]", "setting agent.penalties is [2.0, 1.0]"),
+        ("agent.penalties=[1]", "setting agent.penalties is [1.0]"),
+        ("agent.images=0", "setting agent.images is 0"),
+        ("evaluation.budgets=[0.5, 40]", "setting evaluation.budgets is 40"),
+        ("data.held_out=5000", "data.held_out is 5000"),
+    ],
+)
+def test_fit_bad_setting_is_named(data, tmp_path, refused, setting, named):
+    assert named in refused(fit_flags(data, tmp_path, setting))
+
+
+@pytest.mark.parametrize(("flag", "index"), [("--data", 1), ("--out", 3)])
+def test_fit_missing_flag_is_named(data, tmp_path, refused, flag, index):
+    flags = fit_flags(data, tmp_path)
+    assert flags[index] == flag
+    del flags[index : index + 2]
+    assert f"{flag} is missing" in refused(flags)
+
+
+def test_fit_missing_folder_is_named(tmp_path, refused):
+    assert "nowhere' is neither a folder" in refused(fit_flags(tmp_path / "nowhere", tmp_path))
+
+
+def test_fit_existing_bundle_is_not_touched(data, tmp_path, refused):
+    flags = fit_flags(data, tmp_path)
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    flags[flags.index("--out") + 1] = str(finished)
+    assert "finished exists: choose another" in refused(flags)
+    assert list(finished.iterdir()) == []
+
+
+def test_fit_resume_without_a_run_says_so(data, tmp_path, refused):
+    assert "nothing to resume" in refused([*fit_flags(data, tmp_path), "--resume"])
+
+
+def test_fit_checkpoints_there_asks_for_resume(pictures, fitted, refused):
+    flags = fit_flags(pictures, fitted)
+    flags[flags.index("--out") + 1] = str(fitted / "other")
+    assert "--resume" in refused(flags)
+    assert not (fitted / "other").exists()
+
+
+def test_fit_resume_with_changed_setting_names_it(pictures, fitted, refused):
+    flags = fit_flags(pictures, fitted, "agent.hidden=7")
+    flags[flags.index("--out") + 1] = str(fitted / "other")
+    assert "setting agent.hidden is 7, but the run" in refused([*flags, "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("most", "named"), [(100, "config.yaml"), (2000, "data cache"), (30_000, "supernet.pt")]
+)
+def test_fit_full_disk_names_what_cannot_be_written(
+    data, tmp_path, refused, small_files, most, named
+):
+    small_files(most)
+    line = refused(fit_flags(data, tmp_path))
+    assert named in line
+    assert "cannot be written" in line
+    assert "File too large" in line
+
+
+def test_fit_full_disk_at_the_end_leaves_no_half_bundle(
+    pictures, fitted, tmp_path, capsys, small_files
+):
+    for folder in ("work", "cache"):
+        shutil.copytree(fitted / folder, tmp_path / folder)
+    small_files(20_000)
+    assert main([*fit_flags(pictures, tmp_path), "--resume"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: bundle {tmp_path / 'bundle'} cannot be written: ")
+    assert {path.name for path in tmp_path.iterdir()} == {"work", "cache"}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_measuring_refuses_what_it_cannot_use(command, pictures, fitted, tmp_path, refused):
+    bundle = fitted / "bundle"
+    flags = ["--data", pictures, "--cache", fitted / "cache", "--out", tmp_path / "report"]
+    assert "no-bundle" in refused([command, tmp_path / "no-bundle", *flags])
+    assert "budget 1.5 is out of reach" in refused([command, bundle, *flags, "--budgets", "1.5"])
+    flags[1] = tmp_path / "nowhere"
+    assert "nowhere" in refused([command, bundle, *flags, "--budgets", "1"])
+    assert not (tmp_path / "report").exists()
+
+
+def test_command_as_a_process_gives_the_code_and_one_line(data, tmp_path):
+    done = run_training(*fit_flags(data, tmp_path, "supernet.epoch=3"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: setting supernet.epoch is unknown")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,87 @@
+"""Tests of training/measure.py."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import backbones
+from models.compute import FLOPS_PER_MAC, path_macs
+from models.weights import folded
+from tests.training.support import PREPROCESSING, SIZE, coloured, lively_network
+from training.batches import generator
+from training.measure import BATCH, along, by_policy
+from training.supernet import draw_paths
+
+
+@pytest.fixture(params=["mcifarnet", "resnet20"])
+def network(request):
+    backbone = backbones.build(request.param, 3, width=0.25, image_size=SIZE)
+    return folded(lively_network(backbone))
+
+
+@pytest.fixture
+def images():
+    return coloured(80)
+
+
+def _counted(run):
+    """What `run()` gives, and the MACs of its convolutions by torch's own count."""
+    with FlopCounterMode(display=False) as counter:
+        outcome = run()
+    counts = counter.get_flop_counts()["Global"]
+    return outcome, counts[torch.ops.aten.convolution] / FLOPS_PER_MAC
+
+
+def _convolutions(network, widths):
+    """MACs of the convolutions of all paths, head and agent not included."""
+    table = network.table
+    return (path_macs(widths, table, agent=False) - table.head[widths[:, -1] - 1]).sum()
+
+
+@pytest.mark.parametrize("cap", [1.0, 0.5])
+def test_by_policy_computes_only_what_it_counts(network, images, cap):
+    """Nothing is computed for a channel that is off: an independent count finds the same."""
+    outcome, counted = _counted(lambda: by_policy(network, images, PREPROCESSING, 0.3, cap))
+    assert len(np.unique(outcome.widths, axis=0)) > 10
+    assert counted == _convolutions(network, outcome.widths)
+    assert counted < 0.8 * network.table.layers[:, -1, -1].sum() * len(images)
+    macs = path_macs(outcome.widths, network.table, agent=True)
+    np.testing.assert_allclose(outcome.fraction * network.table.full, macs)
+    assert cap == 1.0 or outcome.fraction.max() <= cap
+
+
+def test_by_policy_higher_penalty_spends_less(network, images):
+    spent = [by_policy(network, images, PREPROCESSING, p).mean_fraction for p in (0.01, 1, 100)]
+    assert spent[0] > spent[1] > spent[2]
+
+
+def test_along_computes_only_what_it_counts(network, images):
+    k, n_layers = network.backbone.groups, network.backbone.n_layers
+    paths = draw_paths(len(images), n_layers, k, generator(0)).numpy()
+    outcome, counted = _counted(lambda: along(network, images, PREPROCESSING, paths))
+    assert np.array_equal(outcome.widths, paths)
+    assert counted == _convolutions(network, paths)
+    macs = path_macs(paths, network.table, agent=False)  # no agent chose
+    np.testing.assert_allclose(outcome.fraction * network.table.full, macs)
+
+
+def test_along_one_row_serves_for_all_images(network, images):
+    path = np.full((1, network.backbone.n_layers), 2)
+    path[0, 0] = 4
+    one = along(network, images, PREPROCESSING, path)
+    many = along(network, images, PREPROCESSING, path.repeat(len(images), axis=0))
+    assert np.array_equal(one.right, many.right)
+    assert np.array_equal(one.widths, many.widths)
+    assert np.array_equal(one.fraction, many.fraction)
+
+
+def test_along_more_images_than_a_batch_gives_each_its_own_path():
+    network = folded(lively_network(backbones.build("mcifarnet", 3, width=0.125, image_size=SIZE)))
+    images = coloured(BATCH + 30)
+    chosen = by_policy(network, images, PREPROCESSING, 0.3)
+    again = along(network, images, PREPROCESSING, chosen.widths)
+    assert len(np.unique(chosen.widths[BATCH:], axis=0)) > 3
+    assert np.array_equal(chosen.right, again.right)
+    assert 0 < chosen.accuracy < 1
+    assert chosen.accuracy == np.mean(chosen.right)
