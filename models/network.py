@@ -112,21 +112,20 @@ class Network(nn.Module):
         """(N, C, H', W') of one layer, zero beyond each image's width."""
         conv, k = self.convs[index], self.backbone.groups
         pairs = before * (k + 1) + width
-        size = self.backbone.sizes()[index]
-        out: Tensor | None = None
-        for pair in torch.unique(pairs).tolist():
+        # Images of a pair side by side: then one gather and one scatter serve all pairs, also in
+        # the backward pass, where one for each pair would fill a whole gradient with zeros.
+        order = pairs.argsort(stable=True)
+        counts = torch.bincount(pairs, minlength=(k + 1) ** 2).tolist()
+        parts = []
+        for pair, part in enumerate(torch.split(x[order], counts)):
+            if not len(part):
+                continue
             i, o = divmod(pair, k + 1)
-            rows = (pairs == pair).nonzero()[:, 0]
             channels = self.backbone.out_channels(index, o)
-            y = conv(x[rows, : self.backbone.in_channels(index, i)], i, channels)
-            if out is None:
-                shape = (len(x), self.backbone.layers[index].out_channels, size, size)
-                out = torch.zeros(shape, dtype=y.dtype, device=y.device).to(
-                    memory_format=torch.channels_last
-                )
-            out[rows, :channels] = y
-        assert out is not None
-        return out
+            y = conv(part[:, : self.backbone.in_channels(index, i)], i, channels)
+            extra = self.backbone.layers[index].out_channels - channels
+            parts.append(F.pad(y, (0, 0, 0, 0, 0, extra)) if extra else y)
+        return torch.cat(parts)[order.argsort()]
 
     def _activate(self, index: int, y: Tensor, shortcut: Tensor) -> Tensor:
         layer = self.backbone.layers[index]

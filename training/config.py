@@ -65,8 +65,20 @@ class Supernet:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """The second stage: the backbone along many random paths in every batch.
+
+    Attributes:
+        learning_rate: at the start; it falls to zero.
+    """
+
+    epochs: int = 4
+    learning_rate: float = 0.01
+
+
+@dataclass(frozen=True)
 class Agent:
-    """The second stage: the decision network and its Q-learning.
+    """The third stage: the decision network and its Q-learning.
 
     Attributes:
         form: "priced" takes the penalty as an input and prices MACs; "paper" is trained at one
@@ -83,7 +95,7 @@ class Agent:
 
     form: Literal["priced", "paper"] = "priced"
     penalty: float = 0.02
-    penalties: tuple[float, ...] = (0.01, 10.0)
+    penalties: tuple[float, ...] = (0.003, 3.0)
     encoding: int = 32
     hidden: int = 64
     recordings: int = 6
@@ -97,17 +109,19 @@ class Agent:
 
 @dataclass(frozen=True)
 class Rounds:
-    """The third stage: backbone and agent trained in turn.
+    """The fourth stage: backbone and agent trained in turn.
 
     Attributes:
         count: how often, after the first agent.
         epochs: of the backbone along the agent's paths in each round.
         learning_rate: of the backbone, falling to zero in each round.
+        random_share: of the images that take a random path instead of the agent's.
     """
 
     count: int = 1
     epochs: int = 2
     learning_rate: float = 0.01
+    random_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,6 @@ class Evaluation:
     """
 
     budgets: tuple[float, ...] = (0.15, 0.25, 0.4, 0.6, 0.8)
-    batch_size: int = 500
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,7 @@ class Config:
     data: Data = field(default_factory=Data)
     backbone: Backbone = field(default_factory=Backbone)
     supernet: Supernet = field(default_factory=Supernet)
+    finetune: Finetune = field(default_factory=Finetune)
     agent: Agent = field(default_factory=Agent)
     rounds: Rounds = field(default_factory=Rounds)
     calibration: Calibration = field(default_factory=Calibration)

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.bundle import Bundle, CalibrationPoint, Card, write_bundle
 from models.network import Network
 from models.weights import export
-from training import agent, rounds, settings, supernet
+from training import agent, finetune, settings, supernet
 from training.calibration import calibrate
 from training.config import Config
 from training.errors import CheckpointError
@@ -25,15 +25,37 @@ def fit(config: Config, *, resume: bool) -> None:
     """
     run = Run.open(config, resume=resume)
     network = run.network()
-    supernet.train(run, network)
-    agent.train(run, network, "agent")
-    for number in range(config.rounds.count):
-        rounds.train(run, network, f"round-{number + 1}-backbone", number)
-        agent.train(run, network, f"round-{number + 1}-agent")
+    _train(run, network)
     bundle = _bundle(run, network)
     bundle = _evaluated(run, bundle)
     _write(bundle)
     print(f"bundle written to {config.out}")
+
+
+def _train(run: Run, network: Network) -> None:
+    config, epoch = run.config, run.config.supernet.epochs + 1
+    supernet.train(run, network)
+    finetune.train(
+        run,
+        network,
+        "finetune",
+        epochs=config.finetune.epochs,
+        learning_rate=config.finetune.learning_rate,
+        random_share=1.0,
+        first_epoch=epoch,
+    )
+    agent.train(run, network, "agent")
+    for number in range(1, config.rounds.count + 1):
+        finetune.train(
+            run,
+            network,
+            f"round-{number}-backbone",
+            epochs=config.rounds.epochs,
+            learning_rate=config.rounds.learning_rate,
+            random_share=config.rounds.random_share,
+            first_epoch=epoch + config.finetune.epochs + (number - 1) * config.rounds.epochs,
+        )
+        agent.train(run, network, f"round-{number}-agent")
 
 
 def _bundle(run: Run, network: Network) -> Bundle:
@@ -99,7 +121,15 @@ def _told(config: Config) -> dict[str, object]:
     sections = settings.to_dict(config)
     return {
         name: sections[name]
-        for name in ("backbone", "supernet", "agent", "rounds", "calibration", "evaluation")
+        for name in (
+            "backbone",
+            "supernet",
+            "finetune",
+            "agent",
+            "rounds",
+            "calibration",
+            "evaluation",
+        )
     }
 
 

@@ -7,6 +7,7 @@ branches and then refuses the file; and its layout is that of one kind of proces
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 import shutil
@@ -51,7 +52,7 @@ def _key(bundle: Bundle) -> str:
     """What a built graph depends on: the bundle, the runtime and the code that builds it."""
     digest = hashlib.sha256(f"{bundle.digest} {ort.__version__}".encode())
     for module in (onnx_builder, onnx_parts, onnx_scope):
-        digest.update(Path(module.__file__).read_bytes())
+        digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:24]
 
 

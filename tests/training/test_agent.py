@@ -1,11 +1,18 @@
 """Tests of training/agent.py."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 import torch
 
-from tests.training.support import lively_network, tiny_run
+from models.compute import path_macs
+from models.config import AgentConfig
+from models.network import Greedy, Network
+from tests.training.support import chain, lively_network, tiny_run
 from training.agent import FOLLOW, Learner, train
-from training.qlearning import Episodes
+from training.batches import generator
+from training.qlearning import Episodes, draw_penalty
 from training.runlog import LOG, read_log
 
 
@@ -53,6 +60,74 @@ def test_learn_changes_the_networks_own_agent_at_the_given_rate(episodes):
     assert all(_same(network.agent, before).values())
     learner.learn(episodes, torch.ones(64), 0.01)
     assert not any(_same(network.agent, before).values())
+
+
+# What each path does to the loss of an easy and of a hard image, by the two widths chosen. What
+# is hard shows before the first decision only, so the second needs the memory.
+LOSS = {
+    "easy": {(1, 1): 0.20, (1, 2): 0.18, (2, 1): 0.16, (2, 2): 0.10},
+    "hard": {(1, 1): 2.00, (1, 2): 1.00, (2, 1): 0.90, (2, 2): 0.20},
+}
+LOOKS = {"easy": torch.zeros(4), "hard": torch.tensor([1.0, -1.0, 1.0, 0.0])}
+# Before the second decision only the width just computed is seen: channels beyond it are zero.
+COMPUTED = {1: torch.tensor([1.0, 1.0, 0.0, 0.0]), 2: torch.ones(4)}
+PATHS = list(product((1, 2), repeat=2))
+
+
+def _all_episodes():
+    kinds = [(kind, path) for kind in LOSS for path in PATHS]
+    first = torch.stack([LOOKS[kind] for kind, _ in kinds])
+    widths = [[2, *path] for _, path in kinds]
+    loss = [LOSS[kind][path] for kind, path in kinds]
+    full = [LOSS[kind][2, 2] for kind, _ in kinds]
+    second = torch.stack([COMPUTED[path[0]] for _, path in kinds])
+    return Episodes([first, second], torch.tensor(widths), torch.tensor(loss), torch.tensor(full))
+
+
+def _learnt(form, penalties):
+    torch.manual_seed(0)
+    network = Network(chain(3, 4, 2), AgentConfig(form, encoding=8, hidden=16))
+    learner = Learner.of(network, 1e-2)
+    episodes, random = _all_episodes(), generator(2)
+    for step in range(1000):
+        rows = torch.randint(len(episodes), (128,), generator=random)
+        penalty = draw_penalty(128, *penalties, random)
+        learner.learn(episodes[rows], penalty, 1e-2 * (1 - step / 1000))
+    return network
+
+
+def _chosen(network, kind, penalty):
+    choose = Greedy(network.agent, network.table, torch.tensor([penalty]), torch.tensor([2.0]))
+    first = choose(1, LOOKS[kind][None], torch.tensor([2]))
+    return first.item(), choose(2, COMPUTED[first.item()][None], first).item()
+
+
+def _best(network, kind, penalty, form):
+    def cost(path):
+        macs = path_macs(np.array([[2, *path]]), network.table, agent=False)[0]
+        paid = sum(path) if form == "paper" else macs / network.table.full
+        return LOSS[kind][path] + penalty * paid
+
+    first, second = sorted(PATHS, key=cost)[:2]
+    assert cost(second) - cost(first) > 0.02  # a tie would show nothing
+    return first
+
+
+def test_q_learning_priced_finds_the_best_path_of_every_penalty():
+    network = _learnt("priced", (0.03, 10.0))
+    found = {}
+    for kind, penalty in product(LOSS, (0.05, 1.0, 5.0)):
+        found[kind, penalty] = _chosen(network, kind, penalty)
+        assert found[kind, penalty] == _best(network, kind, penalty, "priced"), (kind, penalty)
+    assert len(set(found.values())) >= 3
+
+
+@pytest.mark.parametrize("penalty", [0.03, 0.9])
+def test_q_learning_paper_finds_the_best_path_of_its_penalty(penalty):
+    network = _learnt("paper", (penalty, penalty * 1.000001))
+    for kind in LOSS:
+        # The price is in what it learnt: it is told none.
+        assert _chosen(network, kind, 0.0) == _best(network, kind, penalty, "paper")
 
 
 @pytest.mark.parametrize("form", ["priced", "paper"])

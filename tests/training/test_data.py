@@ -175,8 +175,9 @@ def test_load_train_full_disk_is_one_sentence_and_leaves_nothing(
     photos, train, tmp_path, small_files
 ):
     root = photos(train={"cat": 3, "dog": 3})
-    small_files(600)  # enough for the labels, not for the pixels
-    with pytest.raises(DataError, match=r"data cache .*cache cannot be written: .*too large"):
+    too_large = r"data cache .*cache cannot be written: .*too large"
+    # Enough for the labels, not for the pixels.
+    with small_files(600), pytest.raises(DataError, match=too_large):
         train(root)
     assert not list((tmp_path / "cache").iterdir())
 

@@ -17,10 +17,10 @@ def test_write_atomic_makes_folders_and_replaces(tmp_path):
 
 
 def test_write_atomic_too_large_keeps_the_old_file(tmp_path, small_files):
-    small_files(100)
     path = tmp_path / "file"
     write_atomic(path, b"old")
-    with pytest.raises(CheckpointError, match=r"file cannot be written: File too large"):
+    too_large = pytest.raises(CheckpointError, match=r"file cannot be written: File too large")
+    with small_files(100), too_large:
         write_atomic(path, bytes(1000))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]

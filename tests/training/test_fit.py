@@ -85,7 +85,7 @@ def test_fit_calibrates_on_held_out_training_images(fitted, pictures):
 
 def test_fit_logs_every_stage_in_order(fitted):
     stages = list(dict.fromkeys(record["stage"] for record in _logged(fitted)))
-    assert stages == ["supernet", "agent", "round-1-backbone", "round-1-agent"]
+    assert stages == ["supernet", "finetune", "agent", "round-1-backbone", "round-1-agent"]
 
 
 def test_fit_never_looks_at_test_images_before_the_end(fitted, pictures, tmp_path, capsys):
@@ -109,6 +109,7 @@ def test_fit_never_looks_at_test_images_before_the_end(fitted, pictures, tmp_pat
 KILLS = [
     "supernet:1",  # before the first checkpoint of all
     "supernet:2",  # in the first stage
+    "finetune:2",
     "agent-episodes-0:1",  # while the first episodes are recorded
     "agent:2",  # after the first pass over them
     "agent-episodes-1:1",  # while the next are recorded
@@ -142,7 +143,10 @@ def test_fit_stopped_while_decoding_can_be_resumed(tmp_path, capsys):
     broken = data / "train" / "dog" / "003.png"
     content = broken.read_bytes()
     broken.write_bytes(b"")
-    flags = fit_flags(data, tmp_path, "supernet.epochs=0", "agent.recordings=0", "rounds.count=0")
+    flags = fit_flags(
+        data, tmp_path, "supernet.epochs=0", "finetune.epochs=0",
+        "agent.recordings=0", "rounds.count=0",
+    )  # fmt: skip
     assert main(flags) == 1
     broken.write_bytes(content)
     assert main([*flags, "--resume"]) == 0

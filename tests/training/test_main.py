@@ -111,8 +111,8 @@ def test_fit_resume_with_changed_setting_names_it(pictures, fitted, refused):
 def test_fit_full_disk_names_what_cannot_be_written(
     data, tmp_path, refused, small_files, most, named
 ):
-    small_files(most)
-    line = refused(fit_flags(data, tmp_path))
+    with small_files(most):
+        line = refused(fit_flags(data, tmp_path))
     assert named in line
     assert "cannot be written" in line
     assert "File too large" in line
@@ -123,8 +123,8 @@ def test_fit_full_disk_at_the_end_leaves_no_half_bundle(
 ):
     for folder in ("work", "cache"):
         shutil.copytree(fitted / folder, tmp_path / folder)
-    small_files(20_000)
-    assert main([*fit_flags(pictures, tmp_path), "--resume"]) == 1
+    with small_files(20_000):
+        assert main([*fit_flags(pictures, tmp_path), "--resume"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: bundle {tmp_path / 'bundle'} cannot be written: ")
     assert {path.name for path in tmp_path.iterdir()} == {"work", "cache"}
