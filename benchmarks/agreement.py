@@ -47,7 +47,9 @@ class Row:
         return agree and self.largest_fraction <= self.cap
 
 
-def compare(bundle: Bundle, engines: list[Engine], images: Images, budget: float, cap: float) -> Row:
+def compare(
+    bundle: Bundle, engines: list[Engine], images: Images, budget: float, cap: float
+) -> Row:
     """Run all images through both engines."""
     first, second = (run(engine, bundle, images, budget, cap) for engine in engines)
     same = (first.widths == second.widths).all(axis=1)

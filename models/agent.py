@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.compute import mac_table, price
-from models.config import PENALTY_MIDPOINT, AgentConfig, BackboneConfig
+from models.config import PENALTY_MIDPOINT, AgentConfig, BackboneConfig, state_features
 
 
 class Agent(nn.Module):
@@ -24,9 +24,10 @@ class Agent(nn.Module):
         self.config = config
         self.encoder = nn.ModuleDict(
             {
-                str(index): nn.Linear(layer.in_channels, config.encoding)
-                for index, layer in enumerate(backbone.layers)
-                if index > 0
+                str(layer): nn.Linear(
+                    state_features(backbone, config, layer, backbone.groups), config.encoding
+                )
+                for layer in range(1, backbone.n_layers)
             }
         )
         self.cell = nn.GRUCell(config.cell_inputs, config.hidden)
@@ -45,15 +46,18 @@ class Agent(nn.Module):
 
         Args:
             layer: 1..L-1.
-            pooled: (N, C) mean of each input channel, zero where it was not computed.
+            pooled: (N, C) mean of each input channel, zero where it was not computed; for layer 1
+                after a glance, what `Network.run` saw in it.
             before: (N,) int64, width of the layer before.
-            penalty: (N,) price of the full network's compute.
+            penalty: (N,) price of the full network's compute. Below 0 compute is spent where it
+                is expected to help least badly; the agent is then told 0.
             hidden: (N, hidden) state carried from the layers before.
         Returns: Q-values (N, k) and the next hidden state (N, hidden).
         """
         features = torch.relu(self.encoder[str(layer)](pooled))
         if self.config.form == "priced":
-            squashed = penalty / (penalty + PENALTY_MIDPOINT)
+            told = penalty.clamp(min=0)
+            squashed = told / (told + PENALTY_MIDPOINT)
             features = torch.cat([features, squashed[:, None]], dim=1)
         hidden = self.cell(features, hidden)
         values = self.decoder(hidden) - penalty[:, None] * self.price[layer, before - 1]

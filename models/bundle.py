@@ -27,17 +27,30 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models.compute import MacTable, mac_table
-from models.config import AgentConfig, BackboneConfig, to_dict
+from models.config import AgentConfig, BackboneConfig, state_features, to_dict
 from models.preprocess import Preprocessing
 
 FORMAT = 1
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
+
+# Penalties below it, on either side of zero, count as small.
+_LINEAR_PENALTY = 0.003
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 
 class BundleError(ValueError):
     """A bundle that cannot be read, is not whole, or was changed after it was written."""
+
+
+def penalty_scale(penalty: float) -> float:
+    """A penalty on a scale that is logarithmic, but for a linear part about zero."""
+    return math.asinh(penalty / _LINEAR_PENALTY)
+
+
+def penalty_at(scale: float) -> float:
+    """The penalty at a place of `penalty_scale`; never exactly 0, which asks for no agent."""
+    return _LINEAR_PENALTY * math.sinh(scale) or _LINEAR_PENALTY * 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,8 +121,8 @@ class Card:
         if budget == 1:
             return 0.0
         fractions = [point.fraction for point in self.calibration]
-        logs = [math.log(point.penalty) for point in self.calibration]
-        return math.exp(float(np.interp(budget, fractions, logs)))
+        scales = [penalty_scale(point.penalty) for point in self.calibration]
+        return penalty_at(float(np.interp(budget, fractions, scales)))
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready values, with the MACs per layer for readers."""
@@ -173,8 +186,10 @@ class Card:
         points = self.calibration
         if not points:
             raise BundleError("bundle card has no calibration")
+        if any(point.penalty == 0 for point in points):
+            raise BundleError("bundle card's calibration has the penalty 0, which asks no agent")
         for low, high in itertools.pairwise(points):
-            if not (low.penalty > high.penalty > 0 and low.fraction < high.fraction):
+            if not (low.penalty > high.penalty and low.fraction < high.fraction):
                 raise BundleError("bundle card's calibration is not sorted by rising fraction")
 
 
@@ -252,7 +267,8 @@ def tensor_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tup
             shapes[f"projection.{index}.weight"] = (fan_out, fan_in, 1, 1)
             shapes[f"projection.{index}.bias"] = (fan_out,)
         if index > 0:
-            shapes[f"agent.encoder.{index}.weight"] = (agent.encoding, layer.in_channels)
+            features = state_features(backbone, agent, index, k)
+            shapes[f"agent.encoder.{index}.weight"] = (agent.encoding, features)
             shapes[f"agent.encoder.{index}.bias"] = (agent.encoding,)
     features = backbone.in_channels(backbone.n_layers, k) * backbone.pool_to**2
     for index, (a, b) in enumerate(

@@ -7,12 +7,12 @@ multiply nothing by a weight and are not counted, as in the literature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from models.config import AgentConfig, BackboneConfig
+from models.config import AgentConfig, BackboneConfig, state_features
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -29,11 +29,13 @@ class MacTable:
         head: (k,) int64, MACs of the linear layers at the end by the last layer's width.
         agent: (L, k) int64, MACs of the agent's step before a layer by the layer's input width;
             zero for layer 0, which is never pruned.
+        glance: MACs of the narrowest path after layer 0 if it is run first, else 0.
     """
 
     layers: IntArray
     head: IntArray
     agent: IntArray
+    glance: int = 0
 
     @property
     def groups(self) -> int:
@@ -45,24 +47,40 @@ class MacTable:
         return int(self.layers[:, -1, -1].sum() + self.head[-1])
 
     @property
+    def start(self) -> int:
+        """MACs spent before the first decision."""
+        return int(self.layers[0, -1, -1]) + self.glance
+
+    @property
     def least(self) -> int:
         """MACs of the cheapest path, the agent included: no cap below it can be kept."""
-        return int(self.steps()[0, -1, -1] + self.rest()[1, -1])
+        return self.start + int(self.after()[1, -1].min())
 
     def steps(self) -> IntArray:
-        """(L, k, k) int64, MACs of a layer and of the agent's decision about it."""
-        return self.layers + self.agent[:, :, None]
+        """(L, k, k) int64, MACs of a layer and of the agent's decision about it.
+
+        After a glance, width 1 of layer 1 costs the decision alone: the glance is the answer.
+        """
+        steps: IntArray = self.layers + self.agent[:, :, None]
+        if self.glance:
+            steps[1, :, 0] = self.agent[1]
+        return steps
 
     def rest(self) -> IntArray:
         """(L + 1, k) int64, the least MACs of layers l to the end by layer l's input width."""
-        least = [self.head]
-        for step in self.steps()[::-1]:
-            least.append((step + least[-1]).min(axis=1))
-        return np.stack(least[::-1])
+        after = self.after()
+        return np.concatenate([after.min(axis=2), self.head[None]])
 
     def after(self) -> IntArray:
         """(L, k, k) int64, the least MACs from a layer to the end once its widths are chosen."""
-        return self.steps() + self.rest()[1:, None, :]
+        after = self.steps()
+        least = self.head
+        for layer in range(len(after) - 1, -1, -1):
+            after[layer] += least
+            if self.glance and layer == 1:
+                after[1, :, 0] = self.agent[1]
+            least = after[layer].min(axis=1)
+        return after
 
 
 def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
@@ -76,7 +94,8 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
         for i in widths:
             read = backbone.in_channels(index, i)
             if index > 0:
-                decisions[index, i - 1] = agent_step_macs(agent, read, k)
+                features = state_features(backbone, agent, index, i)
+                decisions[index, i - 1] = agent_step_macs(agent, features, k)
             for o in widths:
                 computed = backbone.out_channels(index, o)
                 layers[index, i - 1, o - 1] = read * computed * layer.kernel**2 * positions
@@ -89,7 +108,13 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
         _linear_macs(backbone.in_channels(backbone.n_layers, width) * pixels, backbone.linears)
         for width in widths
     ]
-    return MacTable(layers, np.array(head, np.int64), decisions)
+    table = MacTable(layers, np.array(head, np.int64), decisions)
+    if not agent.glance:
+        return table
+    narrowest = np.ones((1, backbone.n_layers), np.int64)
+    narrowest[:, 0] = k
+    glance = int(path_macs(narrowest, table, agent=False)[0] - layers[0, -1, -1])
+    return replace(table, glance=glance)
 
 
 def agent_step_macs(agent: AgentConfig, features: int, groups: int) -> int:
@@ -114,13 +139,16 @@ def path_macs(widths: IntArray, table: MacTable, *, agent: bool) -> IntArray:
     chosen = np.asarray(widths, np.int64) - 1
     before = np.concatenate([np.full_like(chosen[:, :1], table.groups - 1), chosen[:, :-1]], axis=1)
     steps = table.steps() if agent else table.layers
-    layers = np.arange(chosen.shape[1])
-    macs: IntArray = steps[layers, before, chosen].sum(axis=1) + table.head[chosen[:, -1]]
+    each = steps[np.arange(chosen.shape[1]), before, chosen]
+    macs: IntArray = each.sum(axis=1) + table.head[chosen[:, -1]]
+    if agent and table.glance:
+        stopped = each[:, :2].sum(axis=1)
+        macs = np.where(chosen[:, 1] == 0, stopped, macs) + table.glance
     return macs
 
 
 def agent_macs(widths: IntArray, table: MacTable) -> IntArray:
-    """(N,) int64, the MACs that the agent spent on choosing each path of (N, L) widths."""
+    """(N,) int64, MACs spent on choosing each path of (N, L) widths: agent, and glance if vain."""
     return path_macs(widths, table, agent=True) - path_macs(widths, table, agent=False)
 
 
@@ -134,13 +162,16 @@ def step_price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
     """(L, k, k) float32, what a penalty of 1 charges for a layer's width.
 
     Ours: the share of the full network's MACs that the action costs, given the width before it;
-    the last layer's includes the linear layers after it. The paper's: the number of groups.
+    the last layer's includes the linear layers after it; what a glance spent is not charged to
+    going with its answer. The paper's: the number of groups.
     """
     if form == "paper":
         groups = np.arange(1, table.groups + 1, dtype=np.float32)
         return np.broadcast_to(groups, table.layers.shape).astype(np.float32)
     macs = table.layers.copy()
     macs[-1] += table.head
+    if table.glance:
+        macs[1, :, 0] = 0
     return (macs / table.full).astype(np.float32)
 
 
@@ -150,5 +181,7 @@ def price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
     total, rest = np.empty_like(steps), np.zeros(table.groups)
     for layer in range(len(steps) - 1, -1, -1):
         total[layer] = steps[layer] + rest
+        if table.glance and layer == 1:
+            total[1, :, 0] = 0
         rest = total[layer].min(axis=1)
     return total.astype(np.float32)

@@ -13,6 +13,10 @@ Shortcut = Literal["identity", "pad", "project"]
 # The penalty p enters the agent as p / (p + midpoint), in [0, 1), so that any price can be asked.
 PENALTY_MIDPOINT = 0.2
 
+# Of a glance's probabilities, how many of the largest the agent also sees in falling order: the
+# confidence, whatever the class.
+GLANCE_TOP = 5
+
 
 @dataclass(frozen=True)
 class ConvConfig:
@@ -155,11 +159,14 @@ class AgentConfig:
             trained at one penalty per group; a further penalty is taken off its Q-values.
         encoding: features into which each layer's pooled input is encoded.
         hidden: features of the recurrent cell.
+        glance: whether the narrowest path is run first, to its end. Its opinion is what the first
+            decision sees; width 1 there means that it will do, and is final: all widths are 1.
     """
 
     form: Literal["priced", "paper"] = "priced"
     encoding: int = 32
     hidden: int = 64
+    glance: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in ("priced", "paper"):
@@ -169,6 +176,14 @@ class AgentConfig:
     def cell_inputs(self) -> int:
         """Features that enter the recurrent cell."""
         return self.encoding + (self.form == "priced")
+
+
+def state_features(backbone: BackboneConfig, agent: AgentConfig, layer: int, width: int) -> int:
+    """Features that the agent's encoder of a layer reads when the layer before had `width`."""
+    if agent.glance and layer == 1:
+        seen = min(GLANCE_TOP, backbone.classes) + backbone.classes
+        return seen + backbone.in_channels(backbone.n_layers, 1)
+    return backbone.in_channels(layer, width)
 
 
 def to_dict(config: BackboneConfig | AgentConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from models.agent import Agent
 from models.compute import MacTable, cap_macs, mac_table
-from models.config import AgentConfig, BackboneConfig
+from models.config import GLANCE_TOP, AgentConfig, BackboneConfig
 from models.layers import Projection, WidthConv
 
 Chooser = Callable[[int, Tensor, Tensor], Tensor]
@@ -29,7 +29,8 @@ class Trace:
 
     Attributes:
         widths: (N, L) int64.
-        pooled: for each layer after the first, (N, C) mean of its input channels.
+        pooled: for each layer after the first, (N, C) mean of its input channels, zero for images
+            that are done; for layer 1 after a glance, what was seen of it.
     """
 
     widths: Tensor
@@ -67,14 +68,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, widths: Sequence[int]) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W), all along one path of L widths, sliced."""
-        x = shortcut = images
-        before = self.backbone.groups
-        for index, width in enumerate(widths):
-            if self.backbone.layers[index].reads == "stream":
-                shortcut, before = x, self.backbone.groups
-            y = self.convs[index](x, before, self.backbone.out_channels(index, width))
-            x, before = self._activate(index, y, shortcut), width
-        return self._classify(x)
+        return self._classify(self._sliced(images, widths, 0))
 
     def along(self, images: Tensor, paths: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W), each along its row of paths (N, L)."""
@@ -87,30 +81,66 @@ class Network(nn.Module):
             images: (N, 3, H, W). penalty: (N,). cap: (N,) float64, share of the full MACs.
         Returns: logits (N, classes) and the trace.
         """
-        return self.run(images, Greedy(self.agent, self.table, penalty, cap))
+        chooser = Greedy(self.agent, self.table, penalty, cap)
+        return self.run(images, chooser, glance=self.agent.config.glance)
 
-    def run(self, images: Tensor, choose: Chooser) -> tuple[Tensor, Trace]:
-        """Run images along paths that `choose(layer, pooled, width before)` gives, (N,) each."""
-        k = self.backbone.groups
-        x = shortcut = images
+    def run(self, images: Tensor, choose: Chooser, *, glance: bool = False) -> tuple[Tensor, Trace]:
+        """Run images along paths that `choose(layer, pooled, width before)` gives, (N,) each.
+
+        Args:
+            glance: run the narrowest path first; `choose(1, …)` is then given its opinion, and the
+                images for which it gives 1 are answered with that.
+        """
+        k, n_layers = self.backbone.groups, self.backbone.n_layers
         widths = [torch.full((len(images),), k, device=images.device)]
-        pooled: list[Tensor] = []
-        for index, layer in enumerate(self.backbone.layers):
-            if index > 0:
-                pooled.append(x.mean((2, 3), dtype=torch.float32))
-                widths.append(choose(index, pooled[-1], widths[-1]))
-            before = widths[-2] if index > 0 else widths[-1]
+        x = shortcut = self._activate(0, self._by_groups(0, images, widths[0], widths[0]), images)
+        here = torch.arange(len(images), device=images.device)
+        logits, pooled = None, []
+        if glance:
+            logits, state = self._glance(x)
+        for index in range(1, n_layers):
+            if not glance or index > 1:
+                state = _scattered(x.mean((2, 3), dtype=torch.float32), here, len(images))
+            pooled.append(state)
+            width = choose(index, state, widths[-1])
+            if glance and index == 1:
+                here = (width > 1).nonzero()[:, 0]
+                x = x[here]
+            widths.append(torch.where(widths[1] == 1, 1, width) if glance and index > 1 else width)
+            before = widths[-2][here]
             if self.backbone.whole_input(index):
-                before = torch.full_like(before, k)
-            if layer.reads == "stream":
-                shortcut = x
-            y = self._by_groups(index, x, before, widths[-1])
+                before, shortcut = torch.full_like(before, k), x
+            x = self._activate(index, self._by_groups(index, x, before, widths[-1][here]), shortcut)
+        trace = Trace(torch.stack(widths, dim=1), pooled)
+        if logits is None:
+            return self._classify(x), trace
+        return logits.index_copy(0, here, self._classify(x)) if len(here) else logits, trace
+
+    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the narrowest path from layer 0's output on, and the agent's view of it."""
+        x = self._sliced(x, [self.backbone.groups] + [1] * (self.backbone.n_layers - 1), 1)
+        logits = self._classify(x)
+        chances = logits.float().softmax(dim=1)
+        surest = chances.topk(min(GLANCE_TOP, self.backbone.classes), dim=1).values
+        return logits, torch.cat([chances, surest, x.mean((2, 3), dtype=torch.float32)], dim=1)
+
+    def _sliced(self, x: Tensor, widths: Sequence[int], first: int) -> Tensor:
+        """The map that enters the end, of inputs of layer `first` along one path of L widths."""
+        shortcut = x
+        for index in range(first, len(widths)):
+            before = widths[index - 1]
+            if self.backbone.whole_input(index):
+                before, shortcut = self.backbone.groups, x
+            y = self.convs[index](x, before, self.backbone.out_channels(index, widths[index]))
             x = self._activate(index, y, shortcut)
-        return self._classify(x), Trace(torch.stack(widths, dim=1), pooled)
+        return x
 
     def _by_groups(self, index: int, x: Tensor, before: Tensor, width: Tensor) -> Tensor:
         """(N, C, H', W') of one layer, zero beyond each image's width."""
         conv, k = self.convs[index], self.backbone.groups
+        if not len(x):
+            size, channels = self.backbone.sizes()[index], self.backbone.layers[index].out_channels
+            return x.new_zeros(0, channels, size, size)
         pairs = before * (k + 1) + width
         # Images of a pair side by side: then one gather and one scatter serve all pairs, also in
         # the backward pass, where one for each pair would fill a whole gradient with zeros.
@@ -166,7 +196,7 @@ class Greedy:
         self.steps = torch.from_numpy(table.steps()).to(device)
         self.after = torch.from_numpy(table.after()).to(device)
         limits = cap_macs(cap.double().cpu().numpy(), table.full)
-        self.left = torch.from_numpy(limits).to(device) - self.steps[0, -1, -1]
+        self.left = torch.from_numpy(limits).to(device) - table.start
         self.hidden = agent.start(len(penalty))
 
     def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
@@ -179,6 +209,13 @@ class Greedy:
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
         """(N,) the best allowed width of each row of Q-values (N, k)."""
         return values.masked_fill(~allowed, -torch.inf).argmax(dim=1) + 1
+
+
+def _scattered(rows: Tensor, here: Tensor, images: int) -> Tensor:
+    """(images, C): the rows (n, C) at their places `here`, zeros elsewhere."""
+    if len(rows) == images:
+        return rows
+    return rows.new_zeros(images, rows.shape[1]).index_copy(0, here, rows)
 
 
 def _add_prefix(x: Tensor, prefix: Tensor) -> Tensor:

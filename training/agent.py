@@ -128,7 +128,7 @@ def _learn(run: Run, learner: Learner, step: int, rate: float, log: StageLog) ->
     log.write(
         bellman_error=sum(errors) / len(errors),
         loss=newest.loss.mean().item(),
-        full_loss=newest.full_loss.mean().item(),
+        baseline=newest.baseline.mean().item(),
         mean_width=newest.widths.float().mean().item(),
     )
 

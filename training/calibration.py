@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 from tqdm import tqdm
 
-from models.bundle import CalibrationPoint
+from models.bundle import CalibrationPoint, penalty_at, penalty_scale
 from models.network import Network
 from models.preprocess import Preprocessing
 from training.data import Images
 from training.measure import by_policy
+
+# Below 0 compute is spent on images that are not expected to gain: a budget may ask for that.
+LOWEST_PENALTY = -0.1
 
 
 def calibrate(
@@ -19,14 +21,13 @@ def calibrate(
     held_out: Images,
     preprocessing: Preprocessing,
     *,
-    penalties: tuple[float, float],
+    highest_penalty: float,
     points: int,
 ) -> tuple[CalibrationPoint, ...]:
     """Measure penalties where the spending changes most, and sort them by rising fraction.
 
     Args:
         network: folded, with the weights as they are served.
-        penalties: the lowest and the highest.
         points: how many are measured.
     """
     measured: dict[float, CalibrationPoint] = {}
@@ -36,7 +37,7 @@ def calibrate(
         measured[penalty] = CalibrationPoint(penalty, outcome.mean_fraction, outcome.accuracy)
 
     with tqdm(total=points, desc="calibration", unit="penalty", disable=None) as bar:
-        for penalty in penalties:
+        for penalty in (LOWEST_PENALTY, highest_penalty):
             measure(penalty)
             bar.update()
         while len(measured) < points:
@@ -55,10 +56,12 @@ def widest_gap(measured: dict[float, CalibrationPoint]) -> float:
 
     def width(pair: tuple[CalibrationPoint, CalibrationPoint]) -> float:
         low, high = pair
-        return abs(low.fraction - high.fraction) * math.log(high.penalty / low.penalty)
+        return abs(low.fraction - high.fraction) * (
+            penalty_scale(high.penalty) - penalty_scale(low.penalty)
+        )
 
     low, high = max(pairwise(points), key=width)
-    return math.sqrt(low.penalty * high.penalty)
+    return penalty_at((penalty_scale(low.penalty) + penalty_scale(high.penalty)) / 2)
 
 
 def rising(points: list[CalibrationPoint]) -> tuple[CalibrationPoint, ...]:

@@ -84,8 +84,10 @@ class Agent:
         form: "priced" takes the penalty as an input and prices MACs; "paper" is trained at one
             fixed penalty per group.
         penalty: that fixed penalty; the priced form draws its own.
-        penalties: lowest and highest penalty that the priced form draws, and that calibration
-            tries in either form.
+        penalties: lowest and highest penalty that the priced form draws; calibration tries up to
+            the highest in either form.
+        glance: whether the priced form runs the narrowest path first and decides on its opinion;
+            the paper's has no glance.
         recordings: how often episodes are recorded with the agent of the time.
         images: training images used in one recording.
         paths: ways that each of them is sent along.
@@ -96,6 +98,7 @@ class Agent:
     form: Literal["priced", "paper"] = "priced"
     penalty: float = 0.02
     penalties: tuple[float, ...] = (0.003, 3.0)
+    glance: bool = True
     encoding: int = 32
     hidden: int = 64
     recordings: int = 6

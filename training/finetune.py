@@ -108,7 +108,7 @@ def _along_agents_paths(
         return math.nan
     follower = Follower(network, _penalties(run, len(images), random))
     with run.autocast():
-        logits, trace = network.run(images, follower)
+        logits, trace = network.run(images, follower, glance=run.agent.glance)
     loss = F.cross_entropy(logits.float(), teacher, reduction="sum")
     (loss / run.config.supernet.batch_size).backward()  # type: ignore[no-untyped-call]
     return trace.widths.float().mean().item()

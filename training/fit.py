@@ -85,12 +85,11 @@ def _bundle(run: Run, network: Network) -> Bundle:
 def _calibration(run: Run, bundle: Bundle) -> tuple[CalibrationPoint, ...]:
     checkpoint = run.checkpoints.load("calibration")
     if checkpoint is None:
-        low, high = run.config.agent.penalties
         points = calibrate(
             network_of(bundle),
             run.held_out,
             run.preprocessing,
-            penalties=(low, high),
+            highest_penalty=max(run.config.agent.penalties),
             points=run.config.calibration.points,
         )
         state = {"points": [asdict(point) for point in points]}

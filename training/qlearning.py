@@ -9,14 +9,17 @@ Where we knowingly differ from the paper (Lin et al., NIPS 2017), unless `agent.
 1. The penalty is an input, drawn anew for every episode each time it is learnt from (the reward
    of a recorded path is known for every penalty), so that one agent serves every budget.
 2. It prices the MACs that the action really costs, not the number of groups.
-3. The terminal reward is the loss of the full network on this image minus the path's: the optimum
-   stays, the variance falls. The paper's is minus α times the path's loss, α·loss near 1.
+3. The terminal reward is another path's loss on this image minus the path's: the optimum stays,
+   the variance falls. The other path is the glance, or without one the full network.
+4. The first decision sees a glance: the opinion of the narrowest path, run to its end. Early
+   features tell little of how hard an image is, a first opinion much. Going with that opinion
+   ends the episode, with no further price and, by 3, no reward.
 In both forms:
-4. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
-5. A random episode has all its widths scattered around one drawn level: independent widths would
+5. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
+6. A random episode has all its widths scattered around one drawn level: independent widths would
    nearly all cost the same. The share of such episodes falls from 1 to `agent.epsilon`, and
    the others take each action at random with that probability.
-6. The best next action is chosen by the learning network and valued by its slow copy (double
+7. The best next action is chosen by the learning network and valued by its slow copy (double
    Q-learning; van Hasselt et al., AAAI 2016).
 """
 
@@ -43,20 +46,21 @@ class Episodes:
         pooled: for each layer after the first, (M, C) float16, its pooled input.
         widths: (M, L) int64.
         loss: (M,) cross-entropy at the end of the path.
-        full_loss: (M,) cross-entropy of the full network on the same image.
+        baseline: (M,) cross-entropy on the same image of the glance's path, or without a glance of
+            the full network.
     """
 
     pooled: list[Tensor]
     widths: Tensor
     loss: Tensor
-    full_loss: Tensor
+    baseline: Tensor
 
     def __len__(self) -> int:
         return len(self.widths)
 
     def __getitem__(self, rows: Tensor) -> Episodes:
         pooled = [p[rows] for p in self.pooled]
-        return Episodes(pooled, self.widths[rows], self.loss[rows], self.full_loss[rows])
+        return Episodes(pooled, self.widths[rows], self.loss[rows], self.baseline[rows])
 
     @staticmethod
     def concatenate(parts: list[Episodes]) -> Episodes:
@@ -66,14 +70,15 @@ class Episodes:
             pooled,
             torch.cat([p.widths for p in parts]),
             torch.cat([p.loss for p in parts]),
-            torch.cat([p.full_loss for p in parts]),
+            torch.cat([p.baseline for p in parts]),
         )
 
 
 class Explorer(Greedy):
     """Follows the agent, but takes a share `epsilon` of the actions at random.
 
-    A share `random_share` of the images follows a wholly random path instead.
+    A share `random_share` of the images follows a wholly random path instead. None goes with its
+    glance: what that gives is known.
     """
 
     def __init__(
@@ -91,16 +96,24 @@ class Explorer(Greedy):
         self.epsilon, self.generator = epsilon, generator
         self.script = draw_paths(images, backbone.n_layers, backbone.groups, generator)
         self.scripted = torch.rand(images, generator=generator) < random_share
+        self.least = 1
+        self.glance = network.agent.config.glance
+        if self.glance:
+            self.script[:, 1].clamp_(min=2)
 
     def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
         """Widths (N,) of a layer."""
+        self.least = 2 if self.glance and layer == 1 else 1
         width = super().__call__(layer, pooled, before)
         return torch.where(self.scripted, self.script[:, layer], width)
 
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
         """(N,) the best width of each row, or a random one."""
+        allowed[:, : self.least - 1] = False
         best = super().pick(values, allowed)
-        random = torch.randint(1, values.shape[1] + 1, best.shape, generator=self.generator)
+        random = torch.randint(
+            self.least, values.shape[1] + 1, best.shape, generator=self.generator
+        )
         explore = torch.rand(best.shape, generator=self.generator) < self.epsilon
         return torch.where(explore, random, best)
 
@@ -132,24 +145,31 @@ def record(
         random_share: share of the episodes that take a wholly random path.
         epsilon: chance of a random action in the others.
     """
-    backbone = network.backbone
+    glance = network.agent.config.glance
     with autocast:
-        full = network(images, [backbone.groups] * backbone.n_layers).float()
-    full_loss = F.cross_entropy(full, labels, reduction="none")
+        usual = network(images, baseline_path(network)).float()
+    baseline = F.cross_entropy(usual, labels, reduction="none")
     recorded = []
     for part in penalty.chunk(paths):
         explorer = Explorer(
             network, part, random_share=random_share, epsilon=epsilon, generator=generator
         )
         with autocast:
-            logits, trace = network.run(images, explorer)
+            logits, trace = network.run(images, explorer, glance=glance)
         loss = F.cross_entropy(logits.float(), labels, reduction="none")
-        recorded.append(_episodes(trace, loss, full_loss))
+        recorded.append(_episodes(trace, loss, baseline))
     return Episodes.concatenate(recorded)
 
 
-def _episodes(trace: Trace, loss: Tensor, full_loss: Tensor) -> Episodes:
-    return Episodes([p.half() for p in trace.pooled], trace.widths, loss, full_loss)
+def baseline_path(network: Network) -> list[int]:
+    """The path against whose loss others are rewarded: the glance's, or the full one."""
+    backbone = network.backbone
+    narrow = 1 if network.agent.config.glance else backbone.groups
+    return [backbone.groups] + [narrow] * (backbone.n_layers - 1)
+
+
+def _episodes(trace: Trace, loss: Tensor, baseline: Tensor) -> Episodes:
+    return Episodes([p.half() for p in trace.pooled], trace.widths, loss, baseline)
 
 
 def q_values(agent: Agent, episodes: Episodes, penalty: Tensor) -> Tensor:
@@ -173,7 +193,7 @@ def rewards(episodes: Episodes, penalty: Tensor, prices: Tensor, form: str) -> T
     widths = episodes.widths
     layers = torch.arange(1, widths.shape[1])
     paid = -penalty[:, None] * prices[layers, widths[:, :-1] - 1, widths[:, 1:] - 1]
-    ending = -episodes.loss if form == "paper" else episodes.full_loss - episodes.loss
+    ending = -episodes.loss if form == "paper" else episodes.baseline - episodes.loss
     return torch.cat([paid[:, :-1], paid[:, -1:] + ending[:, None]], dim=1)
 
 
@@ -196,7 +216,11 @@ def bellman_loss(
         following = q_values(slow, episodes, told).gather(2, best)[:, 1:, 0]
         target = rewards(episodes, penalty, prices, agent.config.form)
         target[:, :-1] += following
-    return F.mse_loss(taken, target)
+    loss = F.mse_loss(taken, target)
+    if agent.config.glance:
+        # Going with the glance costs and changes nothing: its value is 0, in every episode.
+        loss = loss + values[:, 0, 0].square().mean() / taken.shape[1]
+    return loss
 
 
 def minibatches(episodes: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ class Run:
             config,
             Preprocessing(size, size, *channel_statistics(train)),
             _backbone(config, len(train.names)),
-            AgentConfig(config.agent.form, config.agent.encoding, config.agent.hidden),
+            _agent(config),
             train,
             held_out,
             checkpoints,
@@ -133,6 +133,12 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"setting agent.penalties is {list(penalties)}: it must be a low and a high penalty"
         )
+
+
+def _agent(config: Config) -> AgentConfig:
+    wanted = config.agent
+    glance = wanted.glance and wanted.form == "priced"
+    return AgentConfig(wanted.form, wanted.encoding, wanted.hidden, glance)
 
 
 def _backbone(config: Config, classes: int) -> BackboneConfig:

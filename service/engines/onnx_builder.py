@@ -4,6 +4,8 @@ The pruned graph runs one image along the path that the agent chooses, with no P
 layers. A layer is a tree of `If` nodes over its input and output width, whose leaves hold the
 folded weights of that pair as constants, so that the runtime packs them once. A leaf also encodes
 its own maps for the agent, whose slice is constant there, and takes its cost off what remains.
+With a glance, one more `If` is around all that: it answers with the glance, or starts again from
+layer 0's maps.
 
 Inside the graphs widths count from 0, so that they index tables.
 """
@@ -42,12 +44,8 @@ def plain_graph(bundle: Bundle) -> OnnxGraph:
     """
     scope, network = Scope(), NetworkWriter(bundle)
     full = network.config.groups - 1
-    before = maps = "image"
-    for layer in range(network.config.n_layers):
-        shortcut = network.shortcut(scope, layer, before)
-        before, maps = maps, network.layer(scope, layer, full, full, maps, shortcut)
-    first = network.first_linear(scope, full, network.features(scope, maps))
-    scope.rename(network.other_linears(scope, first), "logits")
+    maps = network.straight(scope, range(network.config.n_layers), full, "image", "image")
+    scope.rename(network.classify(scope, full, maps), "logits")
     return scope.finish([network.image("N")], [network.logits("N")])
 
 
@@ -69,19 +67,19 @@ class _PrunedGraph:
         self.network = NetworkWriter(bundle)
         self.agent = AgentWriter(bundle, self.scope)
         self.config = bundle.card.backbone
-        self.costs = bundle.card.table().steps()
+        self.table = bundle.card.table()
+        self.costs = self.table.steps()
+        self.glances = bundle.card.agent.glance
+        self.full = self.scope.constant([self.config.groups - 1], np.int64)
 
     def build(self) -> OnnxGraph:
-        full = self.config.groups - 1
-        before = "image"
-        widths = [self.scope.constant([full], np.int64)]
-        now = self._leaf(self.scope, 0, full, full, _Step("image", "cap_macs"), None)
-        for layer in range(1, self.config.n_layers):
-            widths.append(self.agent.decide(layer, widths[-1], now.encoded, now.remaining))
-            shortcut = self.network.shortcut(self.scope, layer, before)
-            before, now = now.maps, self._layer(layer, widths[-2], widths[-1], now, shortcut)
-        self.scope.rename(self._head(widths[-1], now.maps), "logits")
-        self.scope.rename(self._counted(widths), "widths")
+        start = self._start()
+        logits, widths = (
+            self._glance(start) if self.glances else self._path(self.scope, start, [self.full])
+        )
+        self.scope.rename(logits, "logits")
+        one = self.scope.constant([1], np.int64)
+        self.scope.rename(self.scope.op("Add", widths, one), "widths")
         inputs = [
             self.network.image(1),
             helper.make_tensor_value_info("penalty", TensorProto.FLOAT, [1]),
@@ -89,11 +87,57 @@ class _PrunedGraph:
         ]
         outputs = [
             self.network.logits(1),
-            helper.make_tensor_value_info("widths", TensorProto.INT64, [len(widths)]),
+            helper.make_tensor_value_info("widths", TensorProto.INT64, [self.config.n_layers]),
         ]
         return self.scope.finish(inputs, outputs)
 
-    def _layer(self, layer: int, i: str, o: str, now: _Step, shortcut: str | None) -> _Step:
+    def _start(self) -> _Step:
+        """Layer 0; what remains at the first decision, and what it sees if not a glance."""
+        full = self.config.groups - 1
+        maps = self.network.layer(self.scope, 0, full, full, "image", None)
+        spent = self.scope.constant([self.table.start], np.int64)
+        remaining = self.scope.op("Sub", "cap_macs", spent)
+        if self.glances or self.config.n_layers == 1:
+            return _Step(maps, remaining)
+        return _Step(maps, remaining, self.agent.encode(self.scope, 1, full, maps))
+
+    def _glance(self, start: _Step) -> list[str]:
+        """Logits and widths of the narrowest path if the agent stops there, else of a second."""
+        n_layers = self.config.n_layers
+        maps = self.network.straight(self.scope, range(1, n_layers), 0, "image", start.maps)
+        glance = self.network.classify(self.scope, 0, maps)
+        seen = self.agent.encode_glance(self.scope, glance, maps)
+        width = self.agent.decide(self.scope, 1, self.full, seen, start.remaining)
+
+        def branch(scope: Scope, goes_on: int) -> list[str]:
+            if goes_on:
+                return self._path(scope, start, [self.full, width])
+            narrowest = scope.constant([0] * (n_layers - 1), np.int64)
+            widths = scope.op("Concat", self.full, narrowest, axis=0)
+            return [scope.op("Identity", glance), widths]
+
+        outputs: list[Output] = [
+            (TensorProto.FLOAT, [1, self.config.classes]),
+            (TensorProto.INT64, [n_layers]),
+        ]
+        # All widths but the narrowest go on.
+        return self.scope.choose([(width, range(2))], branch, outputs)
+
+    def _path(self, scope: Scope, now: _Step, decided: list[str]) -> list[str]:
+        """Logits and widths from layer 1 on; `decided` are the first of the widths."""
+        before, widths = "image", decided
+        for layer in range(1, self.config.n_layers):
+            if layer == len(widths):
+                width = self.agent.decide(scope, layer, widths[-1], now.encoded, now.remaining)
+                widths = [*widths, width]
+            shortcut = self.network.shortcut(scope, layer, before)
+            before, now = now.maps, self._layer(scope, layer, widths, now, shortcut)
+        logits = self._head(scope, widths[-1], now.maps)
+        return [logits, scope.op("Concat", *widths, axis=0)]
+
+    def _layer(
+        self, scope: Scope, layer: int, widths: list[str], now: _Step, shortcut: str | None
+    ) -> _Step:
         k = self.config.groups
         is_last = layer + 1 == self.config.n_layers
 
@@ -102,21 +146,26 @@ class _PrunedGraph:
             step = self._leaf(scope, layer, width, widths[-1], now, shortcut)
             return step[:1] if is_last else step
 
-        axes = [*self._input_axes(layer, i), (o, k)]
+        axes = [*self._input_axes(layer, widths[layer - 1]), (widths[layer], self._cases(layer))]
         size = self.config.layers[layer].pooled_size(self.config.sizes()[layer])
         outputs: list[Output] = [
             (TensorProto.FLOAT, [1, None, size, size]),
             (TensorProto.INT64, [1]),
             (TensorProto.FLOAT, [1, self.agent.encoding]),
         ]
-        return _Step(*self.scope.choose(axes, branch, outputs[:1] if is_last else outputs))
+        return _Step(*scope.choose(axes, branch, outputs[:1] if is_last else outputs))
 
-    def _input_axes(self, layer: int, width: str) -> list[tuple[str, int]]:
+    def _cases(self, layer: int) -> range:
+        """The widths that a layer is written for."""
+        # Of layer 1 the narrowest is the glance itself.
+        return range(1 if self.glances and layer == 1 else 0, self.config.groups)
+
+    def _input_axes(self, layer: int, width: str) -> list[tuple[str, range]]:
         """What to choose a layer by, besides its own width: the width before it, if that varies."""
         # A choice by a constant must not be written: ONNX Runtime crashes when it folds an `If`
         # that holds another. The width before layer 1 is one, as layer 0 is never pruned.
         fixed = layer == 1 or self.config.whole_input(layer)
-        return [] if fixed else [(width, self.config.groups)]
+        return [] if fixed else [(width, self._cases(layer - 1))]
 
     def _leaf(
         self, scope: Scope, layer: int, i: int, o: int, now: _Step, shortcut: str | None
@@ -128,18 +177,14 @@ class _PrunedGraph:
         encoded = self.agent.encode(scope, layer + 1, o, maps)
         return _Step(maps, scope.op("Sub", now.remaining, cost), encoded)
 
-    def _head(self, width: str, maps: str) -> str:
+    def _head(self, scope: Scope, width: str, maps: str) -> str:
         k, n_layers = self.config.groups, self.config.n_layers
-        features = self.network.features(self.scope, maps)
+        features = self.network.features(scope, maps)
 
         def branch(scope: Scope, *widths: int) -> list[str]:
             return [self.network.first_linear(scope, widths[0] if widths else k - 1, features)]
 
         axes = self._input_axes(n_layers, width)
         output = (TensorProto.FLOAT, [1, self.config.linears[0]])
-        (first,) = self.scope.choose(axes, branch, [output])
-        return self.network.other_linears(self.scope, first)
-
-    def _counted(self, widths: list[str]) -> str:
-        positions = self.scope.op("Concat", *widths, axis=0)
-        return self.scope.op("Add", positions, self.scope.constant([1], np.int64))
+        (first,) = scope.choose(axes, branch, [output])
+        return self.network.other_linears(scope, first)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from models.bundle import Bundle
 from models.compute import price
-from models.config import PENALTY_MIDPOINT
+from models.config import GLANCE_TOP, PENALTY_MIDPOINT
 from service.engines.base import Floats
 from service.engines.onnx_scope import Scope
 
@@ -32,6 +32,15 @@ class NetworkWriter:
     def logits(self, n: int | str) -> onnx.ValueInfoProto:
         """The graph's output: (n, classes) float32."""
         return helper.make_tensor_value_info("logits", TensorProto.FLOAT, [n, self.config.classes])
+
+    def straight(self, scope: Scope, layers: range, width: int, before: str, maps: str) -> str:
+        """Layers at one width, from whole maps; `before` entered the layer that computed these."""
+        i = self.config.groups - 1
+        for layer in layers:
+            shortcut = self.shortcut(scope, layer, before)
+            before, maps = maps, self.layer(scope, layer, i, width, maps, shortcut)
+            i = width
+        return maps
 
     def layer(
         self, scope: Scope, layer: int, i: int, o: int, maps: str, shortcut: str | None
@@ -78,6 +87,10 @@ class NetworkWriter:
             rows = scope.op("MatMul", scope.constant(means), maps)
             maps = scope.op("MatMul", rows, scope.constant(means.T))
         return scope.op("Flatten", maps)
+
+    def classify(self, scope: Scope, i: int, maps: str) -> str:
+        """The logits of the last maps."""
+        return self.other_linears(scope, self.first_linear(scope, i, self.features(scope, maps)))
 
     def first_linear(self, scope: Scope, i: int, features: str) -> str:
         """The linear layer that reads the pooled maps."""
@@ -127,16 +140,20 @@ class AgentWriter:
     def encode(self, scope: Scope, layer: int, i: int, maps: str) -> str:
         """What the agent sees before a layer: (1, encoding), of the layer's input."""
         read = self._bundle.card.backbone.in_channels(layer, i + 1)
-        weight = self._floats(f"encoder.{layer}.weight")[:, :read]
-        pooled = scope.op("Flatten", scope.op("GlobalAveragePool", maps))
-        return scope.op(
-            "Relu", _linear(scope, pooled, weight, self._floats(f"encoder.{layer}.bias"))
-        )
+        return self._encode(scope, layer, _pooled(scope, maps), read)
 
-    def decide(self, layer: int, before: str, encoded: str, remaining: str) -> str:
+    def encode_glance(self, scope: Scope, logits: str, maps: str) -> str:
+        """What the agent sees before layer 1 of a glance: its answer, and the maps at its end."""
+        backbone = self._bundle.card.backbone
+        shares = scope.op("Softmax", logits, axis=1)
+        n_top = scope.constant([min(GLANCE_TOP, backbone.classes)], np.int64)
+        top = scope.ops("TopK", [shares, n_top], 2, axis=1)[0]
+        seen = scope.op("Concat", shares, top, _pooled(scope, maps), axis=1)
+        return self._encode(scope, 1, seen)
+
+    def decide(self, scope: Scope, layer: int, before: str, encoded: str, remaining: str) -> str:
         """The best width of a layer that the remaining MACs allow, (1,) int64."""
-        scope = self._scope
-        self._hidden = self._next_hidden(encoded)
+        self._hidden = self._next_hidden(scope, encoded)
         bias = scope.op("Gather", self._biases[layer - 1], before, axis=0)
         flat = scope.op("Flatten", self._hidden)
         values = scope.op("Gemm", flat, self._decoder, bias, transB=1)
@@ -146,8 +163,12 @@ class AgentWriter:
             "ArgMax", scope.op("Where", allowed, values, self._never), axis=1, keepdims=0
         )
 
-    def _next_hidden(self, encoded: str) -> str:
-        scope = self._scope
+    def _encode(self, scope: Scope, layer: int, seen: str, read: int | None = None) -> str:
+        weight = self._floats(f"encoder.{layer}.weight")[:, :read]
+        bias = self._floats(f"encoder.{layer}.bias")
+        return scope.op("Relu", _linear(scope, seen, weight, bias))
+
+    def _next_hidden(self, scope: Scope, encoded: str) -> str:
         sequence = scope.op("Unsqueeze", encoded, scope.constant([0], np.int64))
         cell = [sequence, self._weight_ih, self._weight_hh, self._cell_bias, "", self._hidden]
         # As in PyTorch, the reset gate multiplies what the hidden state gives, its bias included.
@@ -167,9 +188,8 @@ class AgentWriter:
             return scope.constant(biases)
         column = self._gates("weight_ih")[:, :, -1]
         weight = scope.constant(np.concatenate([column, np.zeros_like(column)], axis=1))
-        seen = scope.op(
-            "Div", "penalty", scope.op("Add", "penalty", scope.constant([PENALTY_MIDPOINT]))
-        )
+        told = scope.op("Relu", "penalty")
+        seen = scope.op("Div", told, scope.op("Add", told, scope.constant([PENALTY_MIDPOINT])))
         return scope.op("Add", scope.constant(biases), scope.op("Mul", seen, weight))
 
     def _write_biases(self) -> list[str]:
@@ -198,6 +218,10 @@ def _convolve(
         strides=[stride] * 2,
         pads=[padding] * 4,
     )
+
+
+def _pooled(scope: Scope, maps: str) -> str:
+    return scope.op("Flatten", scope.op("GlobalAveragePool", maps))
 
 
 def _linear(scope: Scope, features: str, weight: Floats, bias: Floats) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,18 +50,21 @@ class _Model:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._end = 0
+        self._offsets: dict[bytes, int] = {}
         self.weights: dict[int, npt.NDArray[Any]] = {}
 
     def name(self, kind: str) -> str:
         return f"{kind}_{next(self._numbers)}"
 
     def externalise(self, array: npt.NDArray[Any], tensor: onnx.TensorProto) -> None:
-        """Move a constant's values out of the model."""
-        offset = -(-self._end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        """Move a constant's values out of the model; equal values are stored once."""
+        offset = self._offsets.setdefault(
+            hashlib.sha256(array.data).digest(), -(-self._end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        )
         set_external_data(tensor, WEIGHTS, offset, array.nbytes)
         tensor.ClearField("raw_data")
         self.weights[offset] = array
-        self._end = offset + array.nbytes
+        self._end = max(self._end, offset + array.nbytes)
 
 
 class Scope:
@@ -96,7 +100,7 @@ class Scope:
 
     def choose(
         self,
-        axes: Sequence[tuple[str, int]],
+        axes: Sequence[tuple[str, range]],
         write: Callable[..., Sequence[str]],
         outputs: Sequence[Output],
     ) -> list[str]:
@@ -104,18 +108,18 @@ class Scope:
 
         Args:
             axes: for each axis of the grid, the name of the index that chooses on it (int64, one
-                element) and how many branches there are along it.
+                element) and what it may be. Beyond, the nearest branch runs.
             write: called as write(scope, *position) for every branch; returns its outputs.
             outputs: what these are.
         """
         if not axes:
             return list(write(self))
-        (index, size), *rest = axes
+        (index, cases), *rest = axes
 
         def branch(scope: Scope, chosen: int) -> list[str]:
             return scope.choose(rest, lambda s, *others: write(s, chosen, *others), outputs)
 
-        return self._halve(index, range(size), branch, outputs)
+        return self._halve(index, cases, branch, outputs)
 
     def _halve(
         self, index: str, cases: range, branch: Branch, outputs: Sequence[Output]

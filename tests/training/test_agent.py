@@ -146,7 +146,7 @@ def test_train_leaves_one_checkpoint_and_a_log(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["agent.pt"]
     records = read_log(tmp_path / LOG)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
-    assert {"bellman_error", "loss", "full_loss", "mean_width"} <= records[0].keys()
+    assert {"bellman_error", "loss", "baseline", "mean_width"} <= records[0].keys()
 
 
 def test_train_done_stage_gives_its_agent_at_once(tmp_path):

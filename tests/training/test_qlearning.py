@@ -41,10 +41,10 @@ def _uncapped(penalty):
     return torch.full((len(penalty),), 2.0, dtype=torch.float64)
 
 
-def _episodes(widths, loss, full_loss, pooled=None):
+def _episodes(widths, loss, baseline, pooled=None):
     widths = torch.tensor(widths)
     pooled = pooled or [torch.zeros(len(widths), 4)] * (widths.shape[1] - 1)
-    return Episodes(pooled, widths, torch.tensor(loss), torch.tensor(full_loss))
+    return Episodes(pooled, widths, torch.tensor(loss), torch.tensor(baseline))
 
 
 # Values
@@ -212,7 +212,7 @@ def test_record_gives_each_image_the_loss_of_its_own_path(network, images):
     loss = F.cross_entropy(logits, labels.repeat(3), reduction="none")
     torch.testing.assert_close(episodes.loss, loss)
     torch.testing.assert_close(
-        episodes.full_loss, F.cross_entropy(full, labels, reduction="none").repeat(3)
+        episodes.baseline, F.cross_entropy(full, labels, reduction="none").repeat(3)
     )
     assert not torch.equal(episodes.widths[:40], episodes.widths[40:80])
 
@@ -288,5 +288,5 @@ def test_episodes_concatenate_keeps_rows_together():
     both = Episodes.concatenate([one, two])
     second = both[torch.tensor([1])]
     assert second.widths.tolist() == [[2, 2, 1]]
-    assert (second.loss.item(), second.full_loss.item()) == pytest.approx((0.2, 2.0))
+    assert (second.loss.item(), second.baseline.item()) == pytest.approx((0.2, 2.0))
     assert [p[0, 0].item() for p in second.pooled] == [3.0, 4.0]

@@ -6,7 +6,7 @@ import numpy as np
 
 from models.bundle import Bundle
 from models.compute import MacTable, cap_macs, price
-from models.config import PENALTY_MIDPOINT
+from models.config import GLANCE_TOP, PENALTY_MIDPOINT
 
 
 class MaskedNetwork:
@@ -23,25 +23,51 @@ class MaskedNetwork:
         """Logits, widths and the MACs of what is not zero."""
         k, config = self.config.groups, self.config
         limit = int(cap_macs(cap, self.table.full))
-        x, stream = image.astype(np.float64), None
         hidden = np.zeros(self.agent.hidden)
-        widths, spent = [], 0
-        is_plain = penalty == 0 and cap >= 1
-        for layer, shape in enumerate(config.layers):
-            before = widths[-1] if layer else k
-            if layer == 0 or is_plain:
-                width = k
-            else:
-                values, hidden, macs = self.values(layer, x, before, penalty, hidden)
-                allowed = spent + self.table.after()[layer, before - 1] <= limit
-                width = 1 + int(np.argmax(np.where(allowed, values, -np.inf)))
+        if penalty == 0 and cap >= 1:
+            logits, _, spent = self.along(image.astype(np.float64), 0, [k] * config.n_layers)
+            return logits, [k] * config.n_layers, spent
+        narrowest = [k] + [1] * (config.n_layers - 1)
+        x, spent = self.layer(0, image.astype(np.float64), None, k, k)
+        stream, widths, glance = None, [k], None
+        for layer, shape in enumerate(config.layers[1:], 1):
+            before = widths[-1]
+            seen = x[: config.in_channels(layer, before)].mean((1, 2))
+            if self.agent.glance and layer == 1:
+                glance, end, macs = self.along(x, 1, narrowest)
+                seen = self.seen(glance, end)
                 spent += macs
+            values, hidden, macs = self.values(layer, seen, before, penalty, hidden)
+            allowed = spent + self.table.after()[layer, before - 1] <= limit
+            width = 1 + int(np.argmax(np.where(allowed, values, -np.inf)))
+            spent += macs
+            if glance is not None and layer == 1 and width == 1:
+                return glance, narrowest, spent
             stream = x if shape.reads == "stream" else stream
             x, macs = self.layer(layer, x, stream, before, width)
             widths.append(width)
             spent += macs
         logits, macs = self.head(x, widths[-1])
         return logits, widths, spent + macs
+
+    def along(
+        self, x: np.ndarray, start: int, widths: list[int]
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Logits, last map and MACs of the layers from `start` on along a path."""
+        stream, spent = None, 0
+        for layer, width in list(enumerate(widths))[start:]:
+            stream = x if self.config.layers[layer].reads == "stream" else stream
+            x, macs = self.layer(layer, x, stream, widths[layer - 1], width)
+            spent += macs
+        logits, macs = self.head(x, widths[-1])
+        return logits, x, spent + macs
+
+    def seen(self, logits: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """What the agent sees of a glance."""
+        shares = np.exp(logits) / np.exp(logits).sum()
+        top = np.sort(shares)[::-1][:GLANCE_TOP]
+        active = self.config.in_channels(self.config.n_layers, 1)
+        return np.concatenate([shares, top, end[:active].mean((1, 2))])
 
     def layer(
         self, layer: int, x: np.ndarray, stream: np.ndarray | None, before: int, width: int
@@ -77,25 +103,24 @@ class MaskedNetwork:
         return stream, 0
 
     def values(
-        self, layer: int, x: np.ndarray, before: int, penalty: float, hidden: np.ndarray
+        self, layer: int, seen: np.ndarray, before: int, penalty: float, hidden: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, int]:
         def linear(name: str, features: np.ndarray, suffix: str = "") -> np.ndarray:
-            weight = self.tensors[f"agent.{name}.weight{suffix}"]
+            weight = self.tensors[f"agent.{name}.weight{suffix}"][:, : len(features)]
             return weight @ features + self.tensors[f"agent.{name}.bias{suffix}"]
 
-        encoded = np.maximum(linear(f"encoder.{layer}", x.mean((1, 2))), 0)
+        encoded = np.maximum(linear(f"encoder.{layer}", seen), 0)
         if self.agent.form == "priced":
-            encoded = np.append(encoded, penalty / (penalty + PENALTY_MIDPOINT))
+            told = max(penalty, 0)
+            encoded = np.append(encoded, told / (told + PENALTY_MIDPOINT))
         ir, iz, in_ = np.split(linear("cell", encoded, "_ih"), 3)
         hr, hz, hn = np.split(linear("cell", hidden, "_hh"), 3)
         reset, update = sigmoid(ir + hr), sigmoid(iz + hz)
         hidden = (1 - update) * np.tanh(in_ + reset * hn) + update * hidden
         k = self.config.groups
         prices = price(self.table, self.agent.form)[layer, before - 1]
-        shape = self.config.layers[layer]
-        read = len(x) if shape.reads == "stream" else len(x) * before // k
         n = self.agent.hidden
-        macs = read * self.agent.encoding + 3 * n * (len(encoded) + n) + n * k
+        macs = len(seen) * self.agent.encoding + 3 * n * (len(encoded) + n) + n * k
         return linear("decoder", hidden) - penalty * prices, hidden, macs
 
     def head(self, x: np.ndarray, width: int) -> tuple[np.ndarray, int]:

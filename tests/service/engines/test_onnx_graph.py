@@ -121,15 +121,30 @@ def random_images(backbone: BackboneConfig, n: int, seed: int = 1) -> np.ndarray
     return images.astype(np.float32)
 
 
-@pytest.fixture(params=["priced", "paper"])
+FORMS = ["priced", "paper"]
+
+
+@pytest.fixture(params=[*FORMS, *(f"{form} glance" for form in FORMS)])
 def agent(request: pytest.FixtureRequest) -> AgentConfig:
-    return AgentConfig(request.param, encoding=12, hidden=24)
+    form, *glance = request.param.split()
+    return AgentConfig(form, encoding=12, hidden=24, glance=bool(glance))
+
+
+@pytest.fixture(params=FORMS)
+def glancing(request: pytest.FixtureRequest) -> AgentConfig:
+    return AgentConfig(request.param, encoding=12, hidden=24, glance=True)
+
+
+def most(bundle: Bundle) -> float:
+    """The cap that allows any path."""
+    table, n_layers = bundle.card.table(), bundle.card.backbone.n_layers
+    return float(path_macs(np.full((1, n_layers), table.groups), table, agent=True)[0] / table.full)
 
 
 def mixed_rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, penalties and caps of all kinds, plain rows among the others."""
     penalty = np.tile(np.float32([0.3, 0, 1, 0.02]), 8)
-    cap = np.maximum(np.repeat([1, 0.8, 1, 0.6], 8), bundle.card.min_cap)
+    cap = np.maximum(np.repeat([1, 0.8, most(bundle), 0.6], 8), bundle.card.min_cap)
     return random_images(bundle.card.backbone, len(cap)), penalty, cap
 
 
@@ -146,13 +161,27 @@ def check_agreement(bundle: Bundle, *rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: b.name)
-def test_engine_mixed_rows_agree_with_masked_network(
-    backbone: BackboneConfig, agent: AgentConfig
-) -> None:
-    bundle = random_bundle(backbone, agent)
+@pytest.mark.parametrize("form", FORMS)
+def test_engine_mixed_rows_agree_with_masked_network(backbone: BackboneConfig, form: str) -> None:
+    bundle = random_bundle(backbone, AgentConfig(form, encoding=12, hidden=24))
     widths = check_agreement(bundle, *mixed_rows(bundle))
     # The comparison is worth something only if the agent's paths differ.
     assert len(np.unique(widths, axis=0)) >= 4
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: b.name)
+def test_engine_glance_mixed_rows_agree_with_masked_network(
+    backbone: BackboneConfig, glancing: AgentConfig
+) -> None:
+    chosen = []
+    for seed in range(3):
+        bundle = random_bundle(backbone, glancing, seed)
+        images, penalty, cap = mixed_rows(bundle)
+        widths = check_agreement(bundle, images, penalty, cap)
+        chosen.extend(widths[(penalty > 0) | (cap < 1), 1])
+    # Both answers are compared: the glance and, after it, the second pass.
+    assert chosen.count(1) >= 3
+    assert len(chosen) - chosen.count(1) >= 3
 
 
 @pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL, EXACT], ids=lambda b: b.name)
@@ -166,11 +195,50 @@ def test_engine_every_pair_of_widths_agrees_with_masked_network(backbone: Backbo
         assert widths.tolist() == [list(path)]
 
 
+@pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL, EXACT], ids=lambda b: b.name)
+def test_engine_glance_every_pair_of_widths_agrees_with_masked_network(
+    backbone: BackboneConfig,
+) -> None:
+    bundle = random_bundle(backbone, AgentConfig(encoding=12, hidden=12, glance=True))
+    # Two passes may cost more than the plain network: no cap of 1 here.
+    rows = random_images(backbone, 1), np.float32([1e-3]), np.array([2.0])
+    for odd, even in [(1, 4), *itertools.product(range(2, 5), range(1, 5))]:
+        path = (4, *itertools.islice(itertools.cycle((odd, even)), backbone.n_layers - 1))
+        widths = check_agreement(forced(bundle, path), *rows)
+        # Whatever the agent would choose later: width 1 of layer 1 is all there is.
+        taken = path if odd > 1 else (4, *[1] * (backbone.n_layers - 1))
+        assert widths.tolist() == [list(taken)]
+
+
+@pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL], ids=lambda b: b.name)
+def test_engine_glance_without_macs_for_a_second_pass_is_the_answer(
+    backbone: BackboneConfig, glancing: AgentConfig
+) -> None:
+    bundle = forced(random_bundle(backbone, glancing), (4, 2) + (1,) * (backbone.n_layers - 2))
+    table = bundle.card.table()
+    first_more = table.start + int(table.after()[1, -1, 1])
+    cap = (np.array([first_more - 1, first_more]) + 0.5) / table.full
+    rows = random_images(backbone, 2), np.full(2, 1e-6, np.float32), cap
+    widths = check_agreement(bundle, *rows)
+    assert widths[0].tolist() == [4] + [1] * (backbone.n_layers - 1)
+    assert widths[1, 1] == 2
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+@pytest.mark.parametrize("n_layers", [2, 3])
+def test_engine_glance_of_few_layers_agrees_with_masked_network(n_layers: int, groups: int) -> None:
+    layers = LINEARS.layers[:n_layers]
+    backbone = dataclasses.replace(LINEARS, layers=layers, groups=groups)
+    bundle = random_bundle(backbone, AgentConfig(encoding=12, hidden=12, glance=True))
+    widths = check_agreement(bundle, *mixed_rows(bundle))
+    assert len(np.unique(widths[:, 1])) >= 2
+
+
 @pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL], ids=lambda b: b.name)
 def test_engine_caps_are_never_exceeded(backbone: BackboneConfig, agent: AgentConfig) -> None:
     bundle, images = random_bundle(backbone, agent), random_images(backbone, 16)
     engine, penalty = OnnxEngine(bundle, threads=1), np.full(16, 1e-6, np.float32)
-    for cap in np.linspace(bundle.card.min_cap, 0.95, 5):
+    for cap in np.linspace(bundle.card.min_cap, most(bundle), 6):
         result = engine.run(images, penalty, np.full(16, cap))
         assert (result.macs <= cap * bundle.card.table().full).all()
 
@@ -181,7 +249,7 @@ def test_engine_cap_on_an_agent_that_wants_all_is_used_up_and_kept(
 ) -> None:
     bundle = forced(random_bundle(backbone, agent), (4,) * backbone.n_layers)
     table = bundle.card.table()
-    cap = np.linspace(bundle.card.min_cap, 0.95, 5)
+    cap = np.linspace(bundle.card.min_cap, most(bundle), 9)
     rows = random_images(backbone, len(cap)), np.full(len(cap), 1e-6, np.float32), cap
     result = OnnxEngine(bundle, threads=1).run(*rows)
     check_agreement(bundle, *rows)

@@ -27,7 +27,7 @@ def test_choose_on_a_grid_runs_the_branch_at_the_position(
         return [scope.op("Add", "x", scope.constant([10 * row + column], np.int64))]
 
     scope = Scope()
-    axes = [("row", rows), ("column", columns)]
+    axes = [("row", range(rows)), ("column", range(columns))]
     (chosen,) = scope.choose(axes, write, [(TensorProto.INT64, [1])])
     scope.rename(chosen, "chosen")
     inputs = [integers(name, 1) for name in ("x", "row", "column")]
@@ -45,7 +45,7 @@ def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: 
         return [scope.op("Add", "x", scope.constant(values[case], np.int64))]
 
     scope = Scope()
-    (chosen,) = scope.choose([("case", 2)], write, [(TensorProto.INT64, [size])])
+    (chosen,) = scope.choose([("case", range(2))], write, [(TensorProto.INT64, [size])])
     scope.rename(scope.op("Add", chosen, scope.constant([5], np.int64)), "y")
     graph = scope.finish([integers("x", size), integers("case", 1)], [integers("y", size)])
     runner = session(graph, tmp_path)
@@ -53,3 +53,30 @@ def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: 
     for case in range(2):
         feeds = {"x": np.ones(size, np.int64), "case": np.array([case])}
         np.testing.assert_array_equal(runner.run(None, feeds)[0], values[case] + 6)
+
+
+@pytest.mark.parametrize(("index", "wanted"), [(0, 2), (2, 2), (3, 3), (4, 4), (9, 4)])
+def test_choose_beyond_the_cases_runs_the_nearest_branch(
+    tmp_path: Path, index: int, wanted: int
+) -> None:
+    def write(scope: Scope, case: int) -> list[str]:
+        return [scope.op("Add", "x", scope.constant([case], np.int64))]
+
+    scope = Scope()
+    (chosen,) = scope.choose([("case", range(2, 5))], write, [(TensorProto.INT64, [1])])
+    scope.rename(chosen, "chosen")
+    inputs = [integers(name, 1) for name in ("x", "case")]
+    runner = session(scope.finish(inputs, [integers("chosen", 1)]), tmp_path)
+    assert runner.run(None, {"x": np.array([100]), "case": np.array([index])})[0] == 100 + wanted
+
+
+def test_constants_equal_ones_are_stored_once(tmp_path: Path) -> None:
+    size = EXTERNAL_BYTES // 8
+    scope, total = Scope(), "x"
+    for values in (np.arange(size), np.ones(size), np.arange(size), np.ones(size)):
+        total = scope.op("Add", total, scope.constant(values, np.int64))
+    scope.rename(total, "y")
+    runner = session(scope.finish([integers("x", size)], [integers("y", size)]), tmp_path)
+    assert (tmp_path / WEIGHTS).stat().st_size == 2 * EXTERNAL_BYTES
+    (y,) = runner.run(None, {"x": np.zeros(size, np.int64)})
+    np.testing.assert_array_equal(y, 2 * np.arange(size) + 2)
