@@ -54,7 +54,7 @@ class MacTable:
     @property
     def least(self) -> int:
         """MACs of the cheapest path, the agent included: no cap below it can be kept."""
-        return self.start + int(self.after()[1, -1].min())
+        return self.start + int(self.rest()[1, -1])
 
     def steps(self) -> IntArray:
         """(L, k, k) int64, MACs of a layer and of the agent's decision about it.
@@ -84,7 +84,11 @@ class MacTable:
 
 
 def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
-    """Count a network's MACs from its dimensions."""
+    """Count a network's MACs from its dimensions.
+
+    Raises:
+        ValueError: the agent wants a glance where nothing can be pruned.
+    """
     k, widths = backbone.groups, range(1, backbone.groups + 1)
     sizes = backbone.sizes()
     layers = np.zeros((backbone.n_layers, k, k), np.int64)
@@ -111,6 +115,8 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
     table = MacTable(layers, np.array(head, np.int64), decisions)
     if not agent.glance:
         return table
+    if backbone.n_layers < 2 or k < 2:
+        raise ValueError(f"backbone {backbone.name} has no narrower path to glance along")
     narrowest = np.ones((1, backbone.n_layers), np.int64)
     narrowest[:, 0] = k
     glance = int(path_macs(narrowest, table, agent=False)[0] - layers[0, -1, -1])

@@ -123,7 +123,7 @@ def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
     axes.set_xlabel("mean compute, % of the full network's MACs")
     axes.set_ylabel("accuracy, %")
     axes.set_title(f"{card.name}: one set of weights, every budget", fontsize=10)
-    axes.set_xlim(0, 110)
+    axes.set_xlim(0, 118)
     axes.margins(y=0.15)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,8 @@ from models.bundle import (
     BundleError,
     CalibrationPoint,
     Card,
+    penalty_at,
+    penalty_scale,
     read_bundle,
     tensor_shapes,
     write_bundle,
@@ -245,7 +247,24 @@ def test_read_bundle_digest_changes_with_the_weights(tmp_path):
     [(0.5, 2.0), (0.9, 0.5), (0.95, 0.5), (0.7, 1.0), (1, 0.0), (1.0, 0.0)],
 )
 def test_penalty_of_a_budget_is_interpolated_in_its_logarithm(budget, penalty):
-    assert make_card().penalty(budget) == pytest.approx(penalty)
+    assert make_card().penalty(budget) == pytest.approx(penalty, rel=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [-0.1, -1e-4, 1e-4, 0.02, 3.0])
+def test_penalty_scale_there_and_back_is_the_same(penalty):
+    assert penalty_at(penalty_scale(penalty)) == pytest.approx(penalty)
+
+
+def test_penalty_at_zero_is_not_the_zero_that_asks_no_agent():
+    assert 0 < penalty_at(0.0) < 1e-6
+
+
+def test_penalty_between_prices_of_either_sign_rises_with_the_scale():
+    points = [CalibrationPoint(0.5, 0.3, 0.8), CalibrationPoint(-0.5, 0.9, 0.9)]
+    card = replace(make_card(), calibration=tuple(points))
+    penalties = [card.penalty(budget) for budget in (0.35, 0.5, 0.6, 0.7, 0.85)]
+    assert penalties == sorted(penalties, reverse=True)
+    assert penalties[1] > 0 > penalties[3]
 
 
 def test_penalty_of_the_lowest_budget_is_about_the_highest():

@@ -19,7 +19,7 @@ from models.compute import (
     price,
     step_price,
 )
-from models.config import AgentConfig
+from models.config import AgentConfig, BackboneConfig, ConvConfig
 from tests.models.support import (
     SMALL,
     random_images,
@@ -90,6 +90,66 @@ def test_agent_macs_of_sliced_decisions_equal_torchs_count(name, form):
     for path in random_paths(network.backbone, 3).tolist():
         expected = agent_macs(np.array([path]), network.table)
         assert counted_macs(lambda p=path: decide(network, p)) == expected[0]
+
+
+def glance_paths(backbone):
+    """All paths that can be taken after a glance: width 1 of layer 1 is final."""
+    paths = all_paths(backbone)
+    return paths[(paths[:, 1] > 1) | (paths[:, 1:] == 1).all(axis=1)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_path_macs_after_a_glance_equal_torchs_count(name):
+    agent = AgentConfig(encoding=6, hidden=10, glance=True)
+    network = random_network(small_backbone(name), agent=agent)
+    backbone, images = network.backbone, random_images(network.backbone, 1)
+    k, n_layers = backbone.groups, backbone.n_layers
+    narrowest = [k] + [1] * (n_layers - 1)
+    stem = int(network.table.layers[0, -1, -1])
+    features = network.agent.encoder["1"].in_features
+
+    def first_decision():
+        encoder, hidden = network.agent.encoder["1"], network.agent.start(1)
+        encoded = torch.cat([encoder(torch.ones(1, features)), torch.zeros(1, 1)], dim=1)
+        network.agent.decoder(network.agent.cell(encoded, hidden))
+
+    glance = counted_macs(lambda: network(images, narrowest)) + counted_macs(first_decision)
+    (stopped,) = path_macs(np.array([narrowest]), network.table, agent=True)
+    assert stopped == glance
+    for path in random_paths(backbone, 4).tolist():
+        path[1] = max(path[1], 2)
+        later = range(2, n_layers)
+        decisions = sum(int(network.table.agent[step, path[step - 1] - 1]) for step in later)
+        second = counted_macs(lambda p=path: network(images, p)) - stem
+        (macs,) = path_macs(np.array([path]), network.table, agent=True)
+        assert macs == glance + second + decisions
+        assert agent_macs(np.array([path]), network.table)[0] == macs - second - stem
+
+
+def test_after_and_least_with_a_glance_equal_the_cheapest_of_all_paths():
+    backbone = tiny_backbone()
+    table = mac_table(backbone, AgentConfig(encoding=4, hidden=5, glance=True))
+    paths = glance_paths(backbone)
+    totals = path_macs(paths, table, agent=True)
+    assert table.least == totals.min() == totals[(paths[:, 1] == 1).argmax()]
+    for width in range(1, backbone.groups + 1):
+        cheapest = totals[paths[:, 1] == width].min()
+        assert table.start + table.after()[1, -1, width - 1] == cheapest
+
+
+def test_mac_table_with_a_glance_where_nothing_can_be_pruned_is_refused():
+    single = BackboneConfig("single", 8, (ConvConfig("a", "an", 3, 4),), (3,), ("f",))
+    assert mac_table(single, AgentConfig()).least == mac_table(single, AgentConfig()).full
+    with pytest.raises(ValueError, match="no narrower path"):
+        mac_table(single, AgentConfig(glance=True))
+
+
+def test_price_with_a_glance_is_nothing_for_its_answer():
+    table = mac_table(tiny_backbone(), AgentConfig(glance=True))
+    assert (price(table, "priced")[1, :, 0] == 0).all()
+    assert (price(table, "priced")[1, :, 1:] > 0).all()
+    plain = price(mac_table(tiny_backbone(), AgentConfig()), "priced")
+    assert (price(table, "priced")[1, :, 1:] == plain[1, :, 1:]).all()
 
 
 @pytest.mark.parametrize(("name", "classes", "size", "macs"), PUBLISHED)

@@ -127,9 +127,89 @@ def test_by_policy_answers_as_along_the_paths_that_it_chose(name):
     torch.testing.assert_close(logits, network.along(images, trace.widths))
 
 
+def glancing_network(name, seed=0):
+    """A network whose agent goes with its glance at some images, at a penalty of 0.2."""
+    agent = AgentConfig(encoding=8, hidden=8, glance=True)
+    network = random_network(make_backbone(name), seed, agent)
+    images, penalty = random_images(network.backbone, 64, 9), torch.full((64,), 0.2)
+    firsts = []
+
+    def choose(layer, state, before):
+        if layer == 1:
+            firsts.append(network.agent(1, state, before, penalty, network.agent.start(64))[0])
+        return torch.ones_like(before)
+
+    network.run(images, choose, glance=True)
+    best = firsts[0][:, 1:].amax(dim=1) - firsts[0][:, 0]
+    network.agent.decoder.bias[0] += best.median()
+    return network
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_by_policy_of_a_batch_chooses_as_for_each_image_alone(name):
-    network = random_network(make_backbone(name))
+def test_by_policy_with_a_glance_answers_as_along_the_paths_that_it_chose(name):
+    network = glancing_network(name)
+    images = random_images(network.backbone, N)
+    logits, trace = network.by_policy(images, torch.full((N,), 0.2), torch.full((N,), 2.0))
+    stopped = trace.widths[:, 1] == 1
+    assert 0 < stopped.sum() < N
+    assert (trace.widths[stopped][:, 1:] == 1).all()
+    torch.testing.assert_close(logits, network.along(images, trace.widths), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_by_policy_with_a_glance_spends_what_path_macs_says(name):
+    """Convolutions only: the reference computes agent and end on whole maps."""
+    network = glancing_network(name)
+    images = random_images(network.backbone, N)
+    with FlopCounterMode(display=False) as counter:
+        _, trace = network.by_policy(images, torch.full((N,), 0.2), torch.full((N,), 2.0))
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution] // FLOPS_PER_MAC
+    table, k = network.table, network.backbone.groups
+    glance = table.glance - table.head[0]
+    expected = 0
+    for path in trace.widths.numpy():
+        expected += table.layers[0, -1, -1] + glance
+        if path[1] > 1:
+            before = np.concatenate([[k], path[:-1]])
+            layers = range(1, len(path))
+            expected += sum(table.layers[i, before[i] - 1, path[i] - 1] for i in layers)
+    assert counted == expected
+
+
+def test_run_shows_the_first_decision_what_the_glance_saw():
+    network = glancing_network("mcifarnet")
+    images, seen = random_images(network.backbone, N), {}
+
+    def choose(layer, state, before):
+        seen[layer] = state
+        return torch.full_like(before, 1 if layer == 1 else 3)
+
+    logits, trace = network.run(images, choose, glance=True)
+    narrowest = [network.backbone.groups] + [1] * (network.backbone.n_layers - 1)
+    expected = network(images, narrowest)
+    torch.testing.assert_close(logits, expected)
+    assert (trace.widths[:, 1:] == 1).all()
+    chances = expected.softmax(dim=1)
+    torch.testing.assert_close(seen[1][:, :5], chances)
+    torch.testing.assert_close(seen[1][:, 5:10], chances.sort(descending=True).values)
+    assert seen[1].shape[1] == network.agent.encoder["1"].in_features
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_by_policy_with_a_glance_never_exceeds_a_cap(name):
+    network = glancing_network(name)
+    images, table = random_images(network.backbone, N), network.table
+    caps = table.least / table.full * (1 - SHARES) + SHARES
+    _, trace = network.by_policy(images, torch.full((N,), 0.01), torch.from_numpy(caps))
+    macs = path_macs(trace.widths.numpy(), table, agent=True)
+    assert (macs <= cap_macs(caps, table.full)).all()
+    assert len(trace.widths.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("glance", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_by_policy_of_a_batch_chooses_as_for_each_image_alone(name, glance):
+    network = glancing_network(name) if glance else random_network(make_backbone(name))
     images = random_images(network.backbone, N)
     penalty, cap = torch.linspace(0.01, 0.5, N), torch.linspace(0.5, 1, N).double()
     logits, trace = network.by_policy(images, penalty, cap)

@@ -61,12 +61,14 @@ PREPROCESSING = Preprocessing(SIZE, SIZE, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
 
 
 def tiny_run(folder, train=64, **changes):
-    """A run on images in memory; `changes` are sections of settings."""
+    """A run on images in memory, without a glance unless `changes`, sections of settings, ask."""
     sections = {name: dict(SETTINGS[name]) for name in ("backbone", "supernet", "agent", "rounds")}
     for name, section in changes.items():
         sections[name] |= section
     config = from_dict({**sections, "work": str(folder)})
-    agent = AgentConfig(config.agent.form, config.agent.encoding, config.agent.hidden)
+    wanted = config.agent
+    glance = changes.get("agent", {}).get("glance", False)
+    agent = AgentConfig(wanted.form, wanted.encoding, wanted.hidden, glance)
     backbone = backbones.build("mcifarnet", len(COLOURS), width=0.125, image_size=SIZE)
     checkpoints = Checkpoints(config.work_dir)
     return Run(
@@ -83,10 +85,10 @@ def chain(layers=3, channels=4, groups=2, size=6):
     return BackboneConfig("chain", size, convs, (3,), ("linear",), groups)
 
 
-def lively_network(backbone=None, form="priced", seed=0):
+def lively_network(backbone=None, form="priced", seed=0, glance=False):
     """A random network in evaluation mode whose agent sends images along many paths."""
     torch.manual_seed(seed)
-    agent = AgentConfig(form, encoding=8, hidden=16)
+    agent = AgentConfig(form, encoding=8, hidden=16, glance=glance)
     network = Network(backbone or chain(5, 8, 4), agent)
     _estimate_statistics(network)
     with torch.no_grad():

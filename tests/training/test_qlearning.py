@@ -131,7 +131,7 @@ class Known(nn.Module):
     def __init__(self, values, form):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values))
-        self.config = SimpleNamespace(form=form)
+        self.config = SimpleNamespace(form=form, glance=False)
         self.told = None
 
     def start(self, images):
@@ -290,3 +290,30 @@ def test_episodes_concatenate_keeps_rows_together():
     assert second.widths.tolist() == [[2, 2, 1]]
     assert (second.loss.item(), second.baseline.item()) == pytest.approx((0.2, 2.0))
     assert [p[0, 0].item() for p in second.pooled] == [3.0, 4.0]
+
+
+# The glance
+
+
+def test_record_with_a_glance_is_measured_against_it_and_never_goes_with_it(images):
+    network = lively_network(glance=True)
+    network.agent.decoder.bias.data[0] = 1e3  # The agent itself would always go with the glance.
+    labels = torch.arange(40) % 3
+    episodes = _record(network, images, labels, 0.5, 0.3, paths=3)
+    assert (episodes.widths[:, 1] > 1).all()
+    assert (episodes.widths[:, 2:] == 1).any()
+    with torch.no_grad():
+        glance = F.cross_entropy(network(images, [4, 1, 1, 1, 1]), labels, reduction="none")
+    torch.testing.assert_close(episodes.baseline, glance.repeat(3))
+    assert episodes.pooled[0].shape[1] == network.agent.encoder["1"].in_features
+
+
+def test_bellman_loss_with_a_glance_holds_its_answer_to_be_worth_nothing():
+    fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
+    episodes = _episodes([[2, 2, 2]], [3.0], [5.0])
+    without = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
+    fast.config.glance = True
+    loss = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
+    assert (loss - without).item() == pytest.approx(0.3**2 / 2, rel=1e-3)
+    loss.backward()
+    assert fast.values.grad[0, 0] > 0
