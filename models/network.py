@@ -1,9 +1,9 @@
 """Backbone and agent as one network: along one path, along each image's path, or by policy.
 
 A batch along one path is sliced: only the prefixes are computed. Where images differ, feature maps
-are stored whole with zeros beyond each image's prefix, and each layer runs once for every
-(input width, output width) that occurs, on the images that have it: nothing is computed for a
-channel that is off, whatever the mixture.
+are stored whole with zeros beyond each image's prefix, and each layer's convolution runs once for
+every (input width, output width) that occurs, on the images that have it: no convolution computes
+a channel that is off, whatever the mixture. (The agent and the end, far smaller, read the zeros.)
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from models.bundle import Bundle
 from service.engines.base import Engine
 
@@ -26,9 +28,19 @@ def create_engine(
         EngineError: what the engine needs is not installed.
     """
     try:
-        return _create(bundle, kind, threads, cache_dir)
+        engine = _create(bundle, kind, threads, cache_dir)
     except ImportError as error:
         raise EngineError(f"engine {kind!r} cannot be loaded: {error}") from error
+    _warm_up(engine, bundle)
+    return engine
+
+
+def _warm_up(engine: Engine, bundle: Bundle) -> None:
+    """Run the plain network and a path, or the first requests would wait for buffers to be made."""
+    size = bundle.card.preprocessing.size
+    images = np.zeros((2, 3, size, size), np.float32)
+    penalty = bundle.card.calibration[-1].penalty
+    engine.run(images, np.array([0, penalty], np.float32), np.ones(2))
 
 
 def _create(bundle: Bundle, kind: str, threads: int, cache_dir: Path) -> Engine:

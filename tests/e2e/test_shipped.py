@@ -1,0 +1,80 @@
+"""The bundles that come with the repository: whole, small, on budget, and the same to all engines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from models.bundle import read_bundle
+from models.compute import cap_macs
+from service.engines.onnx_graph import OnnxEngine
+from service.engines.reference import TorchEngine
+
+BUNDLES = sorted(path.parent for path in Path(models.__path__[0]).glob("bundles/*/bundle.json"))
+N = 60
+
+
+def scenes(bundle, seed):
+    """(N, 3, H, W) preprocessed: colour gradients with discs, from flat to noisy."""
+    size = bundle.card.preprocessing.size
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    pixels = []
+    for noise in np.linspace(0, 90, N):
+        colours = rng.uniform(0, 255, (3, 3))
+        image = colours[0] * x[..., None] + colours[1] * (1 - x)[..., None]
+        cx, cy, radius = rng.uniform(0.2, 0.8, 3)
+        image[(x - cx) ** 2 + (y - cy) ** 2 < (radius / 3) ** 2] = colours[2]
+        pixels.append(image + rng.normal(0, noise, image.shape))
+    return bundle.card.preprocessing.normalise(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=[path.name for path in BUNDLES])
+def bundle(request):
+    return read_bundle(request.param)
+
+
+@pytest.fixture(scope="module")
+def engines(bundle):
+    return TorchEngine(bundle, threads=1), OnnxEngine(bundle, threads=1)
+
+
+def test_bundles_are_shipped():
+    assert [path.name for path in BUNDLES] == ["cifar10-mcifarnet"]
+
+
+def test_bundle_is_small(bundle):
+    assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 15e6
+
+
+def test_bundle_spends_its_budgets_on_test_images(bundle):
+    points = bundle.card.test
+    assert {0.15, 0.25, 0.4, 0.6, 0.8, 1.0} <= {point.budget for point in points}
+    assert all(abs(point.fraction - point.budget) <= 0.02 for point in points)
+    assert points[-1].accuracy >= 0.88
+    accuracies = [point.accuracy for point in points]
+    assert accuracies == sorted(accuracies)
+
+
+def test_bundle_names_the_commit_that_made_it(bundle):
+    assert len(bundle.card.git_commit) == 40
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("cap", [0.12, 0.3, 1.0])
+def test_engines_agree_and_keep_caps(bundle, engines, budget, cap):
+    images = scenes(bundle, seed=int(100 * budget))
+    penalty = np.full(N, bundle.card.penalty(budget), np.float32)
+    torch, onnx = (engine.run(images, penalty, np.full(N, cap)) for engine in engines)
+    assert np.array_equal(torch.widths, onnx.widths)
+    assert np.array_equal(torch.macs, onnx.macs)
+    assert np.allclose(torch.logits, onnx.logits, atol=1e-3)
+    assert (torch.macs <= cap_macs(cap, bundle.card.table().full)).all()
+
+
+def test_paths_differ_among_images(bundle, engines):
+    images = scenes(bundle, seed=1)
+    penalty = np.full(N, bundle.card.penalty(0.4), np.float32)
+    widths = engines[0].run(images, penalty, np.ones(N)).widths
+    assert len(np.unique(widths, axis=0)) > 3
