@@ -1,4 +1,4 @@
-"""The bundles that come with the repository: whole, small, on budget, and the same to all engines."""
+"""The shipped bundles: whole, small, on budget, and the same to all engines."""
 
 from pathlib import Path
 
