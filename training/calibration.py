@@ -12,8 +12,9 @@ from models.preprocess import Preprocessing
 from training.data import Images
 from training.measure import by_policy
 
-# Below 0 compute is spent on images that are not expected to gain: a budget may ask for that.
-LOWEST_PENALTY = -0.1
+# Below 0 compute is spent on images that are not expected to gain: a budget may ask for that. At
+# this one the agent takes all that the full network's compute allows.
+LOWEST_PENALTY = -10.0
 
 
 def calibrate(

@@ -135,7 +135,7 @@ class Calibration:
         points: penalties measured on the held-out images.
     """
 
-    points: int = 24
+    points: int = 32
 
 
 @dataclass(frozen=True)
