@@ -5,7 +5,7 @@ All rivals run the same weights on the same test images:
   accuracy is the mean of theirs;
 - random: every image along its own random path, drawn so that the mean compute is the same;
 - shuffled: the agent's own paths, each given to another image. What it loses against ours is what
-  looking at the image was worth.
+  looking at the image was worth. (Nobody has to look, so it also spends less.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.compute import FloatArray, IntArray, path_macs
 from models.network import Network
 from training.batches import generator
 from training.data import Images
-from training.evaluation import at_budget, check_budgets, network_of, test_images
+from training.evaluation import about, at_budget, check_budgets, network_of, test_images
 from training.files import write_atomic
 from training.measure import Outcome, along
 from training.supernet import draw_paths
@@ -58,7 +58,11 @@ def compare(
     network = network_of(bundle)
     rows = measure(bundle, network, images, budgets, seed)
     print(table(bundle, rows, len(images), seed))
-    report = {"bundle": bundle.card.name, "seed": seed, "rows": [asdict(row) for row in rows]}
+    report = {
+        **about(bundle, source, images),
+        "seed": seed,
+        "rows": [asdict(row) for row in rows],
+    }
     write_atomic(out / "compare.json", (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report))
 

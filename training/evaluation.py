@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from models.bundle import Bundle, Card, TestPoint, read_bundle
@@ -74,15 +77,25 @@ def evaluate(
     points = measure_budgets(network_of(bundle), card, images, budgets)
     print(table(card, points, len(images)))
     report = {
-        "bundle": card.name,
-        "digest": bundle.digest,
-        "data": source,
-        "images": len(images),
+        **about(bundle, source, images),
         "points": [asdict(point) for point in points],
     }
     write_atomic(out / "evaluation.json", (json.dumps(report, indent=1) + "\n").encode())
     write_atomic(out / "curve.png", picture(card, points))
     print(json.dumps(report))
+
+
+def about(bundle: Bundle, source: str, images: Images) -> dict[str, object]:
+    """What was measured, on what, where and when."""
+    return {
+        "bundle": bundle.card.name,
+        "digest": bundle.digest,
+        "data": source,
+        "images": len(images),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
 
 
 def table(card: Card, points: Sequence[TestPoint], images: int) -> str:
