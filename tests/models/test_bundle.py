@@ -3,8 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -74,17 +72,6 @@ def edit(bundle, change):
     (bundle / CARD).write_text(json.dumps(values))
 
 
-@pytest.fixture
-def full_disk():
-    """Files can have 2000 bytes at most, as on a disk that is all but full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_read_bundle_gives_back_what_was_written(tmp_path):
     card = make_card()
     tensors = make_tensors(card)
@@ -125,9 +112,8 @@ def test_write_bundle_into_an_existing_directory_raises_and_leaves_it(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["tiny", "mine"]
 
 
-@pytest.mark.usefixtures("full_disk")
-def test_write_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path):
-    with pytest.raises(OSError, match="too large"):
+def test_write_bundle_on_a_full_disk_leaves_nothing_behind(tmp_path, small_files):
+    with pytest.raises(OSError, match="too large"), small_files(2000):
         write_bundle(tmp_path / "tiny", make_card(), make_tensors(make_card()))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,10 +1,6 @@
 """Small data sets on disk."""
 
-import contextlib
 import io
-import resource
-import signal
-import sys
 
 import datasets
 import numpy as np
@@ -75,26 +71,6 @@ def fitted(pictures, tmp_path_factory):
     done = support.run_training(*support.fit_flags(pictures, folder), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
-
-
-@pytest.fixture
-def small_files(monkeypatch):
-    """`with small_files(100)`: no file may grow beyond 100 bytes, as on a disk that fills up."""
-    # Python would leave cut-off bytecode beside the modules imported meanwhile.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    @contextlib.contextmanager
-    def limited(most):
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
-        try:
-            yield
-        finally:  # before pytest writes its own output, which may be a file
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
-
-    return limited
 
 
 def _png(seed):
