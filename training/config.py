@@ -92,7 +92,7 @@ class Agent:
         images: training images used in one recording.
         paths: ways that each of them is sent along.
         epochs: passes over all episodes after each recording.
-        epsilon: share of random actions at the end; it falls from 1 over the recordings.
+        epsilon: ε of the last recording; it falls from 1. See `training.qlearning`.
     """
 
     form: Literal["priced", "paper"] = "priced"

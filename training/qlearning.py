@@ -10,15 +10,16 @@ Where we knowingly differ from the paper (Lin et al., NIPS 2017), unless `agent.
    of a recorded path is known for every penalty), so that one agent serves every budget.
 2. It prices the MACs that the action really costs, not the number of groups.
 3. The terminal reward is another path's loss on this image minus the path's: the optimum stays,
-   the variance falls. The other path is the glance, or without one the full network.
+   the variance falls. The other path is the glance, or without one the full network. (The paper's
+   is minus α times the path's loss. Only α's ratio to its penalty matters, so α is 1 here.)
 4. The first decision sees a glance: the opinion of the narrowest path, run to its end. Early
    features tell little of how hard an image is, a first opinion much. Going with that opinion
    ends the episode, with no further price and, by 3, no reward.
 In both forms:
 5. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
 6. A random episode has all its widths scattered around one drawn level: independent widths would
-   nearly all cost the same. The share of such episodes falls from 1 to `agent.epsilon`, and
-   the others take each action at random with that probability.
+   nearly all cost the same. Their share is ε, but never less than a quarter; in the others each
+   action is random with a chance of ε / 2. ε falls from 1 to `agent.epsilon`.
 7. The best next action is chosen by the learning network and valued by its slow copy (double
    Q-learning; van Hasselt et al., AAAI 2016).
 """
