@@ -11,18 +11,11 @@ import torch
 from torch import Tensor
 
 from models.agent import Agent
-from models.compute import MacTable, step_price
+from models.compute import step_price
 from models.network import Network
 from models.weights import folded
 from training.batches import generator
-from training.qlearning import (
-    Episodes,
-    bellman_loss,
-    draw_penalty,
-    minibatches,
-    record,
-    within_cap,
-)
+from training.qlearning import Episodes, bellman_loss, draw_penalty, minibatches, record
 from training.run import LEARNING, RECORDING, Run
 from training.runlog import StageLog
 
@@ -40,7 +33,6 @@ class Learner:
     agent: Agent
     slow: Agent
     optimizer: torch.optim.Optimizer
-    table: MacTable
     prices: Tensor
     episodes: list[Episodes] = field(default_factory=list)
 
@@ -50,14 +42,13 @@ class Learner:
         slow = copy.deepcopy(network.agent).requires_grad_(False)
         optimizer = torch.optim.Adam(network.agent.parameters(), lr=learning_rate)
         prices = torch.from_numpy(step_price(network.table, network.agent.config.form))
-        return cls(network.agent, slow, optimizer, network.table, prices)
+        return cls(network.agent, slow, optimizer, prices)
 
     def learn(self, episodes: Episodes, penalty: Tensor, learning_rate: float) -> float:
         """One step of Q-learning; returns the Bellman error."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        allowed = within_cap(episodes, self.table)
-        loss = bellman_loss(self.agent, self.slow, episodes, penalty, self.prices, allowed)
+        loss = bellman_loss(self.agent, self.slow, episodes, penalty, self.prices)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

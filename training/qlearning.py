@@ -20,9 +20,7 @@ In both forms:
 6. A random episode has all its widths scattered around one drawn level: independent widths would
    nearly all cost the same. Their share is ε, but never less than a quarter; in the others each
    action is random with a chance of ε / 2. ε falls from 1 to `agent.epsilon`.
-7. Recorded paths keep within the full network's compute, the default cap, and so does the best
-   next action: the agent learns to make the most of what the glance left.
-8. The best next action is chosen by the learning network and valued by its slow copy (double
+7. The best next action is chosen by the learning network and valued by its slow copy (double
    Q-learning; van Hasselt et al., AAAI 2016).
 """
 
@@ -37,7 +35,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.agent import Agent
-from models.compute import MacTable
 from models.network import Greedy, Network, Trace
 from training.supernet import draw_paths
 
@@ -94,33 +91,32 @@ class Explorer(Greedy):
         epsilon: float,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(network.agent, network.table, penalty, torch.ones_like(penalty))
+        uncapped = torch.full_like(penalty, 2.0)
+        super().__init__(network.agent, network.table, penalty, uncapped)
         backbone, images = network.backbone, len(penalty)
         self.epsilon, self.generator = epsilon, generator
         self.script = draw_paths(images, backbone.n_layers, backbone.groups, generator)
         self.scripted = torch.rand(images, generator=generator) < random_share
-        self.layer, self.least = 1, 1
+        self.least = 1
         self.glance = network.agent.config.glance
         if self.glance:
             self.script[:, 1].clamp_(min=2)
 
     def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
         """Widths (N,) of a layer."""
-        self.layer, self.least = layer, 2 if self.glance and layer == 1 else 1
-        return super().__call__(layer, pooled, before)
+        self.least = 2 if self.glance and layer == 1 else 1
+        width = super().__call__(layer, pooled, before)
+        return torch.where(self.scripted, self.script[:, layer], width)
 
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
-        """(N,) the best width of each row, or a random one; all keep within the cap."""
+        """(N,) the best width of each row, or a random one."""
         allowed[:, : self.least - 1] = False
         best = super().pick(values, allowed)
         random = torch.randint(
             self.least, values.shape[1] + 1, best.shape, generator=self.generator
         )
         explore = torch.rand(best.shape, generator=self.generator) < self.epsilon
-        wanted = torch.where(explore, random, best)
-        wanted = torch.where(self.scripted, self.script[:, self.layer], wanted)
-        # The allowed widths are the narrowest ones, as cost rises with width.
-        return torch.minimum(wanted, allowed.shape[1] - allowed.flip(1).int().argmax(dim=1))
+        return torch.where(explore, random, best)
 
 
 def draw_penalty(images: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -202,30 +198,14 @@ def rewards(episodes: Episodes, penalty: Tensor, prices: Tensor, form: str) -> T
     return torch.cat([paid[:, :-1], paid[:, -1:] + ending[:, None]], dim=1)
 
 
-def within_cap(episodes: Episodes, table: MacTable) -> Tensor:
-    """(M, L - 1, k) bool, the widths that a cap of 1 allowed at each decision of recorded paths."""
-    chosen = episodes.widths - 1
-    layers = torch.arange(1, chosen.shape[1])
-    steps, after = torch.from_numpy(table.steps()), torch.from_numpy(table.after())
-    spent = steps[layers, chosen[:, :-1], chosen[:, 1:]].cumsum(dim=1)
-    left = table.full - table.start - F.pad(spent[:, :-1], (1, 0))
-    return after[layers, chosen[:, :-1]] <= left[:, :, None]
-
-
 def bellman_loss(
-    agent: Agent,
-    slow: Agent,
-    episodes: Episodes,
-    penalty: Tensor,
-    prices: Tensor,
-    allowed: Tensor,
+    agent: Agent, slow: Agent, episodes: Episodes, penalty: Tensor, prices: Tensor
 ) -> Tensor:
     """Mean squared Bellman error of the recorded actions.
 
     Args:
         slow: the copy of the agent that values the next state.
         penalty, prices: see `rewards`.
-        allowed: (M, L - 1, k) from `within_cap`.
     """
     # The paper's agent is not told its penalty: a penalty told to it is one more, after training.
     told = torch.zeros_like(penalty) if agent.config.form == "paper" else penalty
@@ -233,7 +213,7 @@ def bellman_loss(
     actions = episodes.widths[:, 1:, None] - 1
     taken = values.gather(2, actions)[:, :, 0]
     with torch.no_grad():
-        best = values.masked_fill(~allowed, -torch.inf).argmax(dim=2, keepdim=True)
+        best = values.argmax(dim=2, keepdim=True)
         following = q_values(slow, episodes, told).gather(2, best)[:, 1:, 0]
         target = rewards(episodes, penalty, prices, agent.config.form)
         target[:, :-1] += following

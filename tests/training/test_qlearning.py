@@ -23,7 +23,6 @@ from training.qlearning import (
     q_values,
     record,
     rewards,
-    within_cap,
 )
 
 
@@ -148,31 +147,13 @@ FAST, SLOW = [[0.3, 0.4], [1.0, 2.0]], [[7.0, 8.0], [50.0, 10.0]]
 PRICES = torch.tensor([[[0.0, 0.0]] * 2, [[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]])
 
 
-def _loss(fast, slow, episodes, penalty, allowed=None):
-    """The Bellman loss; by default every width is allowed."""
-    if allowed is None:
-        allowed = torch.ones(len(episodes), *fast.values.shape, dtype=torch.bool)
-    return bellman_loss(fast, slow, episodes, penalty, PRICES, allowed)
-
-
-def test_bellman_loss_expects_no_width_that_the_cap_forbids():
-    fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
-    episodes = _episodes([[2, 1, 2]], [3.0], [5.0])
-    allowed = torch.tensor([[[True, True], [True, False]]])
-    loss = _loss(fast, slow, episodes, torch.tensor([2.0]), allowed)
-    # Width 2 would be better at the second decision, but only width 1 is allowed: worth 50.
-    first = 0.3 - (-2 * 0.3 + 50.0)
-    last = 2.0 - (-2 * 0.6 + 5.0 - 3.0)
-    assert loss.item() == pytest.approx((first**2 + last**2) / 2)
-
-
 @pytest.mark.parametrize(
     ("form", "ending"), [("priced", 5.0 - 3.0), ("paper", -3.0)], ids=["priced", "paper"]
 )
 def test_bellman_loss_equals_a_hand_computed_one(form, ending):
     fast, slow = Known(FAST, form), Known(SLOW, form)
     episodes = _episodes([[2, 1, 2]], [3.0], [5.0])
-    loss = _loss(fast, slow, episodes, torch.tensor([2.0]))
+    loss = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
     # The next action is the fast agent's favourite, width 2, worth 10 to the slow one.
     first = 0.3 - (-2 * 0.3 + 10.0)
     # After the last action there is nothing: no value is added.
@@ -185,14 +166,14 @@ def test_bellman_loss_of_each_image_counts_its_own_loss():
     together = _episodes([[2, 1, 2], [2, 2, 1]], [3.0, 0.5], [5.0, 0.1])
     penalty = torch.tensor([2.0, 0.3])
     rows = [torch.tensor([0]), torch.tensor([1])]
-    apart = [_loss(fast, slow, together[row], penalty[row]).item() for row in rows]
-    loss = _loss(fast, slow, together, penalty).item()
+    apart = [bellman_loss(fast, slow, together[row], penalty[row], PRICES).item() for row in rows]
+    loss = bellman_loss(fast, slow, together, penalty, PRICES).item()
     assert loss == pytest.approx(sum(apart) / 2)
 
 
 def test_bellman_loss_moves_the_taken_values_only_and_not_the_slow_copy():
     fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
-    _loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.ones(1)).backward()
+    bellman_loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.ones(1), PRICES).backward()
     assert slow.values.grad is None
     assert (fast.values.grad != 0).tolist() == [[True, False], [False, True]]
 
@@ -200,7 +181,7 @@ def test_bellman_loss_moves_the_taken_values_only_and_not_the_slow_copy():
 @pytest.mark.parametrize(("form", "told"), [("priced", 2.0), ("paper", 0.0)])
 def test_bellman_loss_tells_only_the_priced_agent_its_penalty(form, told):
     fast, slow = Known(FAST, form), Known(SLOW, form)
-    _loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.tensor([2.0]))
+    bellman_loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.tensor([2.0]), PRICES)
     assert fast.told.tolist() == slow.told.tolist() == [told]
 
 
@@ -239,7 +220,7 @@ def test_record_gives_each_image_the_loss_of_its_own_path(network, images):
 def test_record_keeps_what_the_agent_saw(network, images):
     episodes = _record(network, images, torch.zeros(40, dtype=torch.long), 0.0, 0.0, paths=1)
     with torch.no_grad():
-        _, trace = network.by_policy(images, torch.full((40,), 0.5), torch.ones(40))
+        _, trace = network.by_policy(images, torch.full((40,), 0.5), _uncapped(torch.ones(40)))
     assert torch.equal(episodes.widths, trace.widths)
     for kept, seen in zip(episodes.pooled, trace.pooled, strict=True):
         torch.testing.assert_close(kept.float(), seen, atol=1e-3, rtol=1e-3)
@@ -311,36 +292,6 @@ def test_episodes_concatenate_keeps_rows_together():
     assert [p[0, 0].item() for p in second.pooled] == [3.0, 4.0]
 
 
-# The cap
-
-
-@pytest.mark.parametrize("glance", [False, True])
-def test_record_keeps_within_the_full_networks_compute(images, glance):
-    network = lively_network(glance=glance)
-    table = network.table
-    episodes = _record(network, images, torch.arange(40) % 3, -5.0, 0.5, paths=3)
-    macs = path_macs(episodes.widths.numpy(), table, agent=True)
-    assert (macs <= table.full).all()
-    assert (macs > 0.8 * table.full).any()
-
-
-@pytest.mark.parametrize("glance", [False, True])
-def test_within_cap_allows_what_the_cheapest_rest_affords(images, glance):
-    network = lively_network(glance=glance)
-    table, k = network.table, network.backbone.groups
-    episodes = _record(network, images, torch.arange(40) % 3, -5.0, 0.5, paths=1)
-    allowed = within_cap(episodes, table)
-    assert not allowed.all()
-    for path, widths in zip(episodes.widths.numpy()[:10], allowed.numpy()[:10], strict=True):
-        for layer, width in product(range(1, len(path)), range(1, k + 1)):
-            if glance and layer == 1 and width == 1:
-                continue
-            cheapest = path.copy()
-            cheapest[layer], cheapest[layer + 1 :] = width, 1
-            (macs,) = path_macs(cheapest[None], table, agent=True)
-            assert widths[layer - 1, width - 1] == (macs <= table.full)
-
-
 # The glance
 
 
@@ -360,9 +311,9 @@ def test_record_with_a_glance_is_measured_against_it_and_never_goes_with_it(imag
 def test_bellman_loss_with_a_glance_holds_its_answer_to_be_worth_nothing():
     fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
     episodes = _episodes([[2, 2, 2]], [3.0], [5.0])
-    without = _loss(fast, slow, episodes, torch.tensor([2.0]))
+    without = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
     fast.config.glance = True
-    loss = _loss(fast, slow, episodes, torch.tensor([2.0]))
+    loss = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
     assert (loss - without).item() == pytest.approx(0.3**2 / 2, rel=1e-3)
     loss.backward()
     assert fast.values.grad[0, 0] > 0
