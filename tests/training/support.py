@@ -25,7 +25,7 @@ SETTINGS = {
     "supernet": {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "precision": "float32"},
     "agent": {"recordings": 2, "images": 50, "paths": 2, "epochs": 2, "batch_size": 32},
     "finetune": {"epochs": 2},
-    "rounds": {"epochs": 2},
+    "rounds": {"count": 1, "epochs": 2},
     "calibration": {"points": 4},
     "threads": 1,
 }
