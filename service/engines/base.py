@@ -37,8 +37,9 @@ class Engine(Protocol):
 
         Args:
             images: (N, 3, H, W) float32, preprocessed.
-            penalty: (N,) float32 ≥ 0. A row with penalty 0 and cap 1 runs the plain network: the
-                agent is not consulted, its MACs are the full network's.
+            penalty: (N,) float32, price of compute; below 0 compute is spent even where it is not
+                expected to help. A row with penalty 0 and cap 1 runs the plain network: the agent
+                is not consulted, its MACs are the full network's.
             cap: (N,) float64 in (0, 1], share of the full MACs that a row never exceeds; not
                 below the bundle's `min_cap`.
         """
