@@ -2,8 +2,9 @@
 
     python -m benchmarks.agreement --data DATA [--bundle DIR] [--images N]
 
-Runs the test images of a source through every engine at several budgets and caps, prints a table
-and ends in one JSON line. Exit code 1 if engines differ more, or a cap is broken.
+Runs the test images of a source through every engine at several budgets and caps, those left out
+that the bundle cannot reach, prints a table and ends in one JSON line. Exit code 1 if engines
+differ more, or a cap is broken.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main() -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--bundle", type=Path, default=Path("models/bundles/cifar10-mcifarnet"))
     parser.add_argument("--images", type=int, default=0, help="0 for all")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.15, 0.4, 0.8])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8, 0.95])
     parser.add_argument("--caps", type=float, nargs="+", default=[0.12, 0.2, 0.35, 0.5, 0.75])
     parser.add_argument("--cache", type=Path, default=Config().cache_dir)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -101,7 +102,9 @@ def main() -> int:
     print("| budget | cap | same widths | same label | largest logit difference "
           "| mean compute | largest compute |\n|---|---|---|---|---|---|---|")  # fmt: skip
     rows = []
-    for budget, cap in [(b, 1.0) for b in flags.budgets] + [(0.8, c) for c in flags.caps]:
+    cases = [(budget, 1.0) for budget in flags.budgets if budget >= card.min_fraction]
+    cases += [(0.8, cap) for cap in flags.caps if cap >= card.min_cap]
+    for budget, cap in cases:
         row = compare(bundle, engines, images, budget, cap)
         print(f"| {budget:g} | {cap:g} | {row.same_widths:.3%} | {row.same_label:.3%} "
               f"| {row.largest_logit_difference:.1e} | {row.mean_fraction:.3f} "

@@ -126,7 +126,6 @@ def _residual(
                 in_channels=before,
                 out_channels=channels,
                 stride=2 if first else 1,
-                reads="stream",
             )
             conv2 = replace(
                 conv1,
@@ -134,7 +133,6 @@ def _residual(
                 norm=f"{prefix}.bn2",
                 in_channels=channels,
                 stride=1,
-                reads="previous",
                 shortcut=change if first else "identity",
                 projection=f"{prefix}.downsample" if first and change == "project" else None,
             )

@@ -27,10 +27,16 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models.compute import MacTable, mac_table
-from models.config import AgentConfig, BackboneConfig, state_features, to_dict
+from models.config import (
+    AgentConfig,
+    BackboneConfig,
+    decisions,
+    glance_features,
+    to_dict,
+)
 from models.preprocess import Preprocessing
 
-FORMAT = 1
+FORMAT = 2
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
 
 # Penalties below it, on either side of zero, count as small.
@@ -138,7 +144,7 @@ class Card:
             macs={
                 "full": table.full,
                 "least": table.least,
-                "layers": table.layers[:, -1, -1].tolist(),
+                "layers": table.layers[:, -1, -1, -1].tolist(),
                 "head": int(table.head[-1]),
             },
         )
@@ -160,7 +166,7 @@ class Card:
             rest = {k: v for k, v in values.items() if k not in ("format", "macs")}
             rest["labels"] = tuple(rest["labels"])
             rest["backbone"] = BackboneConfig.from_dict(rest["backbone"])
-            rest["agent"] = AgentConfig(**rest["agent"])
+            rest["agent"] = AgentConfig.from_dict(rest["agent"])
             rest["preprocessing"] = Preprocessing.from_dict(rest["preprocessing"])
             rest["calibration"] = tuple(CalibrationPoint(**p) for p in rest["calibration"])
             rest["test"] = tuple(TestPoint(**p) for p in rest["test"])
@@ -259,28 +265,42 @@ def tensor_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tup
     k = backbone.groups
     shapes: dict[str, tuple[int, ...]] = {}
     for index, layer in enumerate(backbone.layers):
-        fan_in, fan_out = layer.in_channels, layer.out_channels
-        shapes[f"conv.{index}.weight"] = (fan_out, fan_in, layer.kernel, layer.kernel)
-        shapes[f"conv.{index}.scale"] = shapes[f"conv.{index}.shift"] = (k, fan_out)
-        if layer.shortcut == "project":
-            fan_in = backbone.layers[index - 1].in_channels
-            shapes[f"projection.{index}.weight"] = (fan_out, fan_in, 1, 1)
-            shapes[f"projection.{index}.bias"] = (fan_out,)
-        if index > 0:
-            features = state_features(backbone, agent, index, k)
-            shapes[f"agent.encoder.{index}.weight"] = (agent.encoding, features)
-            shapes[f"agent.encoder.{index}.bias"] = (agent.encoding,)
+        convs = {f"conv.{index}": layer, f"projection.{index}": backbone.projection(index)}
+        for name, conv in convs.items():
+            if conv is not None:
+                fan_in, fan_out = conv.in_channels, conv.out_channels
+                shapes[f"{name}.weight"] = (fan_out, fan_in, conv.kernel, conv.kernel)
+                shapes[f"{name}.scale"] = shapes[f"{name}.shift"] = (k, fan_out)
     features = backbone.in_channels(backbone.n_layers, k) * backbone.pool_to**2
     for index, (a, b) in enumerate(
         zip((features, *backbone.linears), backbone.linears, strict=False)
     ):
         shapes[f"head.{index}.weight"], shapes[f"head.{index}.bias"] = (b, a), (b,)
-    gates = 3 * agent.hidden
-    shapes["agent.cell.weight_ih"] = (gates, agent.cell_inputs)
-    shapes["agent.cell.weight_hh"] = (gates, agent.hidden)
-    shapes["agent.cell.bias_ih"] = shapes["agent.cell.bias_hh"] = (gates,)
-    shapes["agent.decoder.weight"] = (k, agent.hidden)
-    shapes["agent.decoder.bias"] = (k,)
+    return {**shapes, **_agent_shapes(backbone, agent)}
+
+
+def _agent_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tuple[int, ...]]:
+    k, hidden = backbone.groups, agent.hidden
+    if agent.form == "paths":
+        linears = {
+            "hidden.0": (hidden, glance_features(backbone)),
+            "hidden.1": (hidden, hidden),
+            "gain": (len(agent.paths) - 1, hidden),
+        }
+    else:
+        linears = {
+            f"encoder.{index}": (agent.encoding, backbone.in_channels(index, k))
+            for index in decisions(backbone, agent)
+        }
+        linears["decoder"] = (k, hidden)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in linears.items():
+        shapes[f"agent.{name}.weight"], shapes[f"agent.{name}.bias"] = shape, shape[:1]
+    if agent.form != "paths":
+        gates = 3 * hidden
+        shapes["agent.cell.weight_ih"] = (gates, agent.cell_inputs)
+        shapes["agent.cell.weight_hh"] = (gates, hidden)
+        shapes["agent.cell.bias_ih"] = shapes["agent.cell.bias_hh"] = (gates,)
     return shapes
 
 

@@ -8,11 +8,18 @@ multiply nothing by a weight and are not counted, as in the literature.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.config import AgentConfig, BackboneConfig, state_features
+from models.config import (
+    AgentConfig,
+    BackboneConfig,
+    check_paths,
+    decisions,
+    glance_features,
+)
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -24,17 +31,25 @@ FLOPS_PER_MAC = 2
 class MacTable:
     """MACs of every step of a network, by the widths around it.
 
+    A layer's MACs depend on its own width and on that of the layer before; where a residual block
+    ends with a projection, on that of the layer before that one too.
+
     Attributes:
-        layers: (L, k, k) int64, MACs of a layer by input and output width.
+        layers: (L, k, k, k) int64, MACs of a layer by the width two layers before, the width one
+            layer before, and its own.
         head: (k,) int64, MACs of the linear layers at the end by the last layer's width.
         agent: (L, k) int64, MACs of the agent's step before a layer by the layer's input width;
-            zero for layer 0, which is never pruned.
-        glance: MACs of the narrowest path after layer 0 if it is run first, else 0.
+            zero where it decides nothing.
+        decisions: the layers about which the agent decides on the way. Before the first of them
+            all layers are whole; the others are tied, as wide as the layer two before.
+        glance: MACs of the narrowest path and of the one decision after it, if the agent chooses
+            among whole paths; else 0.
     """
 
     layers: IntArray
     head: IntArray
     agent: IntArray
+    decisions: tuple[int, ...]
     glance: int = 0
 
     @property
@@ -44,42 +59,62 @@ class MacTable:
     @property
     def full(self) -> int:
         """MACs of the plain backbone, no agent."""
-        return int(self.layers[:, -1, -1].sum() + self.head[-1])
+        return int(self.layers[:, -1, -1, -1].sum() + self.head[-1])
 
     @property
     def start(self) -> int:
         """MACs spent before the first decision."""
-        return int(self.layers[0, -1, -1]) + self.glance
+        if not self.decisions:
+            return self.glance or self.full
+        return int(self.layers[: self.decisions[0], -1, -1, -1].sum())
 
     @property
     def least(self) -> int:
         """MACs of the cheapest path, the agent included: no cap below it can be kept."""
-        return self.start + int(self.rest()[1, -1])
+        if not self.decisions:
+            return self.start
+        return self.start + int(self.after()[self.decisions[0], -1, -1].min())
+
+    def tied(self, layer: int) -> bool:
+        """Whether a layer follows the decisions without being one."""
+        return layer not in self.decisions and layer < len(self.layers)
+
+    def settled(self) -> IntArray:
+        """(L, k, k, k) int64, MACs of the backbone that a decision settles; else 0.
+
+        These are its layer's, those of a tied layer after it, and at the last those of the end.
+        """
+        settled, every = np.zeros_like(self.layers), np.arange(self.groups)
+        for layer in self.decisions:
+            settled[layer] = self.layers[layer]
+            end = np.broadcast_to(self.head, settled.shape[2:])
+            if self.tied(layer + 1):
+                # Its own width and that of two before are both the input width of this layer.
+                settled[layer] += self.layers[layer + 1, every, :, every]
+                end = end.T
+            if layer == self.decisions[-1]:
+                settled[layer] += end
+        return settled
 
     def steps(self) -> IntArray:
-        """(L, k, k) int64, MACs of a layer and of the agent's decision about it.
-
-        After a glance, width 1 of layer 1 costs the decision alone: the glance is the answer.
-        """
-        steps: IntArray = self.layers + self.agent[:, :, None]
-        if self.glance:
-            steps[1, :, 0] = self.agent[1]
+        """(L, k, k, k) int64, MACs of a decision and of what it settles; 0 where none is made."""
+        steps: IntArray = self.settled() + self.agent[:, None, :, None]
         return steps
 
-    def rest(self) -> IntArray:
-        """(L + 1, k) int64, the least MACs of layers l to the end by layer l's input width."""
-        after = self.after()
-        return np.concatenate([after.min(axis=2), self.head[None]])
-
     def after(self) -> IntArray:
-        """(L, k, k) int64, the least MACs from a layer to the end once its widths are chosen."""
-        after = self.steps()
-        least = self.head
-        for layer in range(len(after) - 1, -1, -1):
-            after[layer] += least
-            if self.glance and layer == 1:
-                after[1, :, 0] = self.agent[1]
-            least = after[layer].min(axis=1)
+        """(L, k, k, k) int64, the least MACs from a decision to the end once it is taken."""
+        after: IntArray = self.with_least_rest(self.steps())
+        return after
+
+    def with_least_rest(self, steps: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Costs of decisions, (L, k, k, k), and the least that those after them must cost."""
+        after, rest = np.zeros_like(steps), np.zeros_like(steps[0, 0])
+        for layer in range(len(steps) - 1, 0, -1):
+            if layer in self.decisions:
+                after[layer] = steps[layer] + rest
+                rest = after[layer].min(axis=2)
+            else:
+                rest = rest.T
         return after
 
 
@@ -87,40 +122,45 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
     """Count a network's MACs from its dimensions.
 
     Raises:
-        ValueError: the agent wants a glance where nothing can be pruned.
+        ValueError: the agent's paths are not of the backbone.
     """
-    k, widths = backbone.groups, range(1, backbone.groups + 1)
-    sizes = backbone.sizes()
-    layers = np.zeros((backbone.n_layers, k, k), np.int64)
-    decisions = np.zeros((backbone.n_layers, k), np.int64)
-    for index, layer in enumerate(backbone.layers):
-        positions = sizes[index] ** 2
-        for i in widths:
-            read = backbone.in_channels(index, i)
-            if index > 0:
-                features = state_features(backbone, agent, index, i)
-                decisions[index, i - 1] = agent_step_macs(agent, features, k)
-            for o in widths:
-                computed = backbone.out_channels(index, o)
-                layers[index, i - 1, o - 1] = read * computed * layer.kernel**2 * positions
-        if layer.shortcut == "project":
-            # The projection reads the block's input, which is the input of the layer before.
-            fan_in = backbone.layers[index - 1].in_channels
-            layers[index] += fan_in * layer.out_channels * positions
+    check_paths(backbone, agent)
+    k, decided = backbone.groups, decisions(backbone, agent)
+    layers = np.stack([_layer_macs(backbone, index) for index in range(backbone.n_layers)])
+    steps = np.zeros((backbone.n_layers, k), np.int64)
+    for index in decided:
+        steps[index] = [
+            agent_step_macs(agent, backbone.in_channels(index, width), k)
+            for width in range(1, k + 1)
+        ]
     pixels = backbone.pool_to**2
     head = [
         _linear_macs(backbone.in_channels(backbone.n_layers, width) * pixels, backbone.linears)
-        for width in widths
+        for width in range(1, k + 1)
     ]
-    table = MacTable(layers, np.array(head, np.int64), decisions)
-    if not agent.glance:
+    table = MacTable(layers, np.array(head, np.int64), steps, tuple(decided))
+    if agent.form != "paths":
         return table
-    if backbone.n_layers < 2 or k < 2:
-        raise ValueError(f"backbone {backbone.name} has no narrower path to glance along")
-    narrowest = np.ones((1, backbone.n_layers), np.int64)
-    narrowest[:, 0] = k
-    glance = int(path_macs(narrowest, table, agent=False)[0] - layers[0, -1, -1])
-    return replace(table, glance=glance)
+    narrowest = path_macs(np.ones((1, backbone.n_layers), np.int64), table, agent=False)
+    choice = _linear_macs(
+        glance_features(backbone), (agent.hidden, agent.hidden, len(agent.paths) - 1)
+    )
+    return replace(table, glance=int(narrowest[0]) + choice)
+
+
+def _layer_macs(backbone: BackboneConfig, index: int) -> IntArray:
+    """(k, k, k) int64, MACs of a layer by the widths two before, one before, and its own."""
+    widths = range(1, backbone.groups + 1)
+    layer, positions = backbone.layers[index], backbone.sizes()[index] ** 2
+    read = np.array([backbone.in_channels(index, width) for width in widths], np.int64)
+    computed = np.array([backbone.out_channels(index, width) for width in widths], np.int64)
+    own = np.outer(read, computed) * layer.kernel**2 * positions
+    projected = np.zeros_like(own)
+    if backbone.projection(index):
+        block = [backbone.in_channels(index - 1, width) for width in widths]
+        projected = np.outer(np.array(block, np.int64), computed) * positions
+    macs: IntArray = own[None, :, :] + projected[:, None, :]
+    return macs
 
 
 def agent_step_macs(agent: AgentConfig, features: int, groups: int) -> int:
@@ -137,19 +177,21 @@ def path_macs(widths: IntArray, table: MacTable, *, agent: bool) -> IntArray:
     """MACs of each image's path.
 
     Args:
-        widths: (N, L) int, groups computed per layer, each in 1..k, the first layer's k.
+        widths: (N, L) int, groups computed per layer, each in 1..k.
         table: the network's MACs.
         agent: whether the agent's own decisions are counted.
     Returns: (N,) int64, multiply-accumulates.
     """
-    chosen = np.asarray(widths, np.int64) - 1
-    before = np.concatenate([np.full_like(chosen[:, :1], table.groups - 1), chosen[:, :-1]], axis=1)
-    steps = table.steps() if agent else table.layers
-    each = steps[np.arange(chosen.shape[1]), before, chosen]
-    macs: IntArray = each.sum(axis=1) + table.head[chosen[:, -1]]
+    own = np.asarray(widths, np.int64) - 1
+    whole = np.full((len(own), 2), table.groups - 1)
+    padded, layers = np.concatenate([whole, own], axis=1), np.arange(own.shape[1])
+    earlier, before = padded[:, :-2], padded[:, 1:-1]
+    macs: IntArray = table.layers[layers, earlier, before, own].sum(axis=1) + table.head[own[:, -1]]
+    if agent:
+        macs = macs + table.agent[layers, before].sum(axis=1)
     if agent and table.glance:
-        stopped = each[:, :2].sum(axis=1)
-        macs = np.where(chosen[:, 1] == 0, stopped, macs) + table.glance
+        # Of the narrowest path the glance is the answer.
+        macs = np.where((own == 0).all(axis=1), 0, macs) + table.glance
     return macs
 
 
@@ -165,29 +207,28 @@ def cap_macs(cap: FloatArray | float, full: int) -> IntArray:
 
 
 def step_price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
-    """(L, k, k) float32, what a penalty of 1 charges for a layer's width.
+    """(L, k, k, k) float32, what a penalty of 1 charges for a decision.
 
-    Ours: the share of the full network's MACs that the action costs, given the width before it;
-    the last layer's includes the linear layers after it; what a glance spent is not charged to
-    going with its answer. The paper's: the number of groups.
+    The paper's: the number of groups. Otherwise the share of the full network's MACs that it
+    settles (`MacTable.settled`).
     """
     if form == "paper":
-        groups = np.arange(1, table.groups + 1, dtype=np.float32)
-        return np.broadcast_to(groups, table.layers.shape).astype(np.float32)
-    macs = table.layers.copy()
-    macs[-1] += table.head
-    if table.glance:
-        macs[1, :, 0] = 0
-    return (macs / table.full).astype(np.float32)
+        groups = np.zeros(table.layers.shape, np.float32)
+        groups[list(table.decisions)] = np.arange(1, table.groups + 1)
+        return groups
+    return (table.settled() / table.full).astype(np.float32)
 
 
 def price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
-    """(L, k, k) float32, `step_price` and the least that the layers after it must charge."""
-    steps = step_price(table, form).astype(np.float64)
-    total, rest = np.empty_like(steps), np.zeros(table.groups)
-    for layer in range(len(steps) - 1, -1, -1):
-        total[layer] = steps[layer] + rest
-        if table.glance and layer == 1:
-            total[1, :, 0] = 0
-        rest = total[layer].min(axis=1)
-    return total.astype(np.float32)
+    """(L, k, k, k) float32, `step_price` and the least that the decisions after must charge."""
+    return table.with_least_rest(step_price(table, form).astype(np.float64)).astype(np.float32)
+
+
+def path_price(table: MacTable, paths: IntArray) -> npt.NDArray[np.float32]:
+    """(M,) float32, what a penalty of 1 charges for each of the agent's paths (M, L).
+
+    The share of the full network's MACs that is spent after the decision: nothing on the first
+    path, of which the glance is the answer.
+    """
+    spent = path_macs(paths, table, agent=True) - table.glance
+    return (spent / table.full).astype(np.float32)

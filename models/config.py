@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-Reads = Literal["previous", "stream"]
 Shortcut = Literal["identity", "pad", "project"]
 
 # The penalty p enters the agent as p / (p + midpoint), in [0, 1), so that any price can be asked.
@@ -16,6 +16,8 @@ PENALTY_MIDPOINT = 0.2
 # Of a glance's probabilities, how many of the largest the agent also sees in falling order: the
 # confidence, whatever the class.
 GLANCE_TOP = 5
+# Below this the logarithm of a probability says no more.
+GLANCE_LEAST_LOG = -10.0
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,9 @@ class ConvConfig:
     Attributes:
         name: the convolution's key in a plain pretrained state dict.
         norm: the normalisation's key there.
-        reads: "previous" reads the prefix computed by the layer before; "stream" reads the
-            residual stream, which is always whole.
-        shortcut: set on the second convolution of a residual block, which adds its prefix to the
-            block's input: as it is, subsampled and zero-padded, or through a 1×1 convolution.
+        shortcut: set on the second of the two convolutions of a residual block, to whose output
+            the block's input is added: as it is, subsampled and zero-padded, or through a 1×1
+            convolution.
         projection: key prefix of that 1×1 convolution (`.0`) and its normalisation (`.1`).
         pool: max-pooling after the ReLU as (kernel, stride, padding).
     """
@@ -41,7 +42,6 @@ class ConvConfig:
     stride: int = 1
     padding: int = 1
     pool: tuple[int, int, int] | None = None
-    reads: Reads = "previous"
     shortcut: Shortcut | None = None
     projection: str | None = None
 
@@ -59,7 +59,11 @@ class ConvConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A backbone from its published shape; layer 0 is never pruned.
+    """A backbone from its published shape: a chain of layers, each reading the one before.
+
+    The width of a residual stream is chosen where the stream begins, by the stem or by a block
+    that changes its shape. Blocks that add to it as it is are as wide as it is: their second layer
+    is tied to what the block reads.
 
     Attributes:
         image_size: side of the square input image, in pixels.
@@ -86,12 +90,9 @@ class BackboneConfig:
                 )
         if len(self.linears) != len(self.linear_names):
             raise ValueError(f"backbone {self.name}: linears and linear_names differ in length")
-        for before, layer in zip(self.layers, self.layers[1:], strict=False):
-            if before.shortcut is not None and layer.reads != "stream":
-                raise ValueError(
-                    f"backbone {self.name}: {layer.name} must read the stream, which the layer "
-                    "before it writes"
-                )
+        ends = [index for index, layer in enumerate(self.layers) if layer.shortcut is not None]
+        if any(later - end < 2 for end, later in pairwise([0, *ends])):
+            raise ValueError(f"backbone {self.name}: a residual block has two layers, after one")
         if self.sizes()[-1] < 1:
             raise ValueError(
                 f"backbone {self.name}: image_size {self.image_size} leaves no pixel at the end"
@@ -114,21 +115,34 @@ class BackboneConfig:
             size = layer.pooled_size(size)
         return [*sizes, size]
 
-    def whole_input(self, layer: int) -> bool:
-        """Whether a layer (at index L, the end) reads all channels whatever the width before."""
-        if layer == 0:
-            return True
-        if layer == self.n_layers:
-            return self.layers[-1].shortcut is not None
-        return self.layers[layer].reads == "stream"
+    def tied(self, layer: int) -> bool:
+        """Whether a layer must be as wide as what its residual block reads."""
+        return self.layers[layer].shortcut == "identity"
+
+    def projection(self, layer: int) -> ConvConfig | None:
+        """The 1×1 convolution of a block's input that the shortcut of `layer` consists of, if any.
+
+        Its output is as wide as the layer's.
+        """
+        end = self.layers[layer]
+        if end.shortcut != "project":
+            return None
+        start = self.layers[layer - 1]
+        return ConvConfig(
+            name=f"{end.projection}.0",
+            norm=f"{end.projection}.1",
+            in_channels=start.in_channels,
+            out_channels=end.out_channels,
+            kernel=1,
+            stride=start.stride,
+            padding=0,
+        )
 
     def in_channels(self, layer: int, width: int) -> int:
         """Channels that a layer, or the end at index L, reads when the layer before had `width`."""
-        if layer == self.n_layers:
-            channels = self.layers[-1].out_channels
-        else:
-            channels = self.layers[layer].in_channels
-        return channels if self.whole_input(layer) else channels * width // self.groups
+        if layer == 0:
+            return self.layers[0].in_channels
+        return self.out_channels(layer - 1, width)
 
     def out_channels(self, layer: int, width: int) -> int:
         """Channels that a layer computes at `width`."""
@@ -155,35 +169,67 @@ class AgentConfig:
     """The decision network.
 
     Attributes:
-        form: "priced" is ours: the penalty is an input and prices MACs. "paper" is the paper's:
-            trained at one penalty per group; a further penalty is taken off its Q-values.
-        encoding: features into which each layer's pooled input is encoded.
-        hidden: features of the recurrent cell.
-        glance: whether the narrowest path is run first, to its end. Its opinion is what the first
-            decision sees; width 1 there means that it will do, and is final: all widths are 1.
+        form: "paths" is ours: the narrowest path is run first, to its end, and this glance decides
+            along which of a few paths the image is run again, or that the glance is the answer.
+            The others decide layer by layer, without a glance, and leave layer 0 whole: "paper"
+            is the paper's, trained at one penalty per group; "priced" takes the penalty, a price
+            of MACs, as an input.
+        paths: of the form "paths", the widths of each, the narrowest first.
+        encoding: of the others, features into which each layer's pooled input is encoded.
+        hidden: features of the hidden layers, or of the recurrent cell.
     """
 
-    form: Literal["priced", "paper"] = "priced"
+    form: Literal["paths", "priced", "paper"] = "priced"
     encoding: int = 32
     hidden: int = 64
-    glance: bool = False
+    paths: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.form not in ("priced", "paper"):
-            raise ValueError(f"agent form {self.form!r} is unknown: choose 'priced' or 'paper'")
+        if self.form not in ("paths", "priced", "paper"):
+            raise ValueError(
+                f"agent form {self.form!r} is unknown: choose 'paths', 'priced' or 'paper'"
+            )
+        if (self.form == "paths") != (len(self.paths) > 1) or len(self.paths) == 1:
+            raise ValueError(f"agent of form {self.form!r} with {len(self.paths)} paths")
 
     @property
     def cell_inputs(self) -> int:
         """Features that enter the recurrent cell."""
         return self.encoding + (self.form == "priced")
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AgentConfig:
+        """Read back what `dataclasses.asdict` wrote, lists as tuples."""
+        paths = tuple(tuple(path) for path in values["paths"])
+        return cls(**{**values, "paths": paths})
 
-def state_features(backbone: BackboneConfig, agent: AgentConfig, layer: int, width: int) -> int:
-    """Features that the agent's encoder of a layer reads when the layer before had `width`."""
-    if agent.glance and layer == 1:
-        seen = min(GLANCE_TOP, backbone.classes) + backbone.classes
-        return seen + backbone.in_channels(backbone.n_layers, 1)
-    return backbone.in_channels(layer, width)
+
+def glance_features(backbone: BackboneConfig) -> int:
+    """Features of what the agent sees of a glance: see `models.agent.PathAgent.seen`."""
+    shares = backbone.classes + min(GLANCE_TOP, backbone.classes)
+    return 2 * shares + backbone.in_channels(backbone.n_layers, 1)
+
+
+def decisions(backbone: BackboneConfig, agent: AgentConfig) -> list[int]:
+    """The layers whose widths the agent chooses on the way, in order."""
+    if agent.form == "paths":
+        return []
+    return [i for i in range(1, backbone.n_layers) if not backbone.tied(i)]
+
+
+def check_paths(backbone: BackboneConfig, agent: AgentConfig) -> None:
+    """Check that the agent's paths are of the backbone.
+
+    Raises:
+        ValueError: one is not, or the narrowest is not the first.
+    """
+    k = backbone.groups
+    for number, path in enumerate(agent.paths):
+        fits = len(path) == backbone.n_layers and all(1 <= w <= k for w in path)
+        if not fits or any(path[i] != path[i - 2] for i in range(len(path)) if backbone.tied(i)):
+            raise ValueError(f"agent path {list(path)} is none of backbone {backbone.name}")
+        if (number == 0) != (set(path) == {1}):
+            raise ValueError("the first of the agent's paths, and only it, must be the narrowest")
 
 
 def to_dict(config: BackboneConfig | AgentConfig) -> dict[str, Any]:

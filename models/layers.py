@@ -92,25 +92,3 @@ class FoldedConv(nn.Module):
             stride=self.stride,
             padding=self.padding,
         )
-
-
-class Projection(nn.Module):
-    """The 1×1 convolution of a shortcut that changes shape, normalised; never pruned."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, c, H, W) → (N, C, H', W')."""
-        y: Tensor = self.norm(self.conv(x))
-        return y
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight (C, c, 1, 1) and bias (C,) that equal it in evaluation mode."""
-        running_mean, running_var = self.norm.running_mean, self.norm.running_var
-        assert running_mean is not None
-        assert running_var is not None
-        scale = self.norm.weight / torch.sqrt(running_var + EPS)
-        return self.conv.weight * scale[:, None, None, None], self.norm.bias - running_mean * scale

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.agent import Agent
+from models.agent import LayerAgent, PathAgent, new_agent
 from models.compute import MacTable, cap_macs, mac_table
-from models.config import GLANCE_TOP, AgentConfig, BackboneConfig
-from models.layers import Projection, WidthConv
+from models.config import AgentConfig, BackboneConfig
+from models.layers import WidthConv
 
-Chooser = Callable[[int, Tensor, Tensor], Tensor]
+Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Trace:
 
     Attributes:
         widths: (N, L) int64.
-        pooled: for each layer after the first, (N, C) mean of its input channels, zero for images
-            that are done; for layer 1 after a glance, what was seen of it.
+        seen: for each decision, what it was taken by: (N, C) mean of the layer's input channels, or
+            after a glance what is seen of that.
     """
 
     widths: Tensor
-    pooled: list[Tensor]
+    seen: list[Tensor]
 
 
 class Network(nn.Module):
@@ -43,19 +43,12 @@ class Network(nn.Module):
     def __init__(self, backbone: BackboneConfig, agent: AgentConfig | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.agent = Agent(backbone, agent or AgentConfig())
+        self.agent = new_agent(backbone, agent or AgentConfig())
         k = backbone.groups
         self.convs = nn.ModuleList(WidthConv(layer, k) for layer in backbone.layers)
+        projections = {str(i): backbone.projection(i) for i in range(backbone.n_layers)}
         self.projections = nn.ModuleDict(
-            {
-                str(i): Projection(
-                    backbone.layers[i - 1].in_channels,
-                    layer.out_channels,
-                    backbone.layers[i - 1].stride,
-                )
-                for i, layer in enumerate(backbone.layers)
-                if layer.shortcut == "project"
-            }
+            {index: WidthConv(layer, k) for index, layer in projections.items() if layer}
         )
         features = backbone.in_channels(backbone.n_layers, k) * backbone.pool_to**2
         sizes = zip((features, *backbone.linears), backbone.linears, strict=False)
@@ -68,11 +61,14 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, widths: Sequence[int]) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W), all along one path of L widths, sliced."""
-        return self._classify(self._sliced(images, widths, 0))
+        return self._classify(self._sliced(images, widths))
 
     def along(self, images: Tensor, paths: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W), each along its row of paths (N, L)."""
-        return self.run(images, lambda layer, _pooled, _before: paths[:, layer])[0]
+        x = block = images
+        for index in range(self.backbone.n_layers):
+            block, x = x, self._layer(index, x, block, list(paths[:, : index + 1].T))
+        return self._classify(x)
 
     def by_policy(self, images: Tensor, penalty: Tensor, cap: Tensor) -> tuple[Tensor, Trace]:
         """Let the agent choose.
@@ -81,65 +77,88 @@ class Network(nn.Module):
             images: (N, 3, H, W). penalty: (N,). cap: (N,) float64, share of the full MACs.
         Returns: logits (N, classes) and the trace.
         """
-        chooser = Greedy(self.agent, self.table, penalty, cap)
-        return self.run(images, chooser, glance=self.agent.config.glance)
+        if isinstance(self.agent, PathAgent):
+            return self._by_glance(self.agent, images, penalty, cap)
+        return self.run(images, Greedy(self.agent, self.table, penalty, cap))
 
-    def run(self, images: Tensor, choose: Chooser, *, glance: bool = False) -> tuple[Tensor, Trace]:
-        """Run images along paths that `choose(layer, pooled, width before)` gives, (N,) each.
+    def run(self, images: Tensor, choose: Chooser) -> tuple[Tensor, Trace]:
+        """Run images along paths that are decided layer by layer.
 
         Args:
-            glance: run the narrowest path first; `choose(1, …)` is then given its opinion, and the
-                images for which it gives 1 are answered with that.
+            choose: called as choose(layer, pooled, earlier, before) at each decision with (N,)
+                widths of the layers two and one before; gives the layer's.
         """
-        k, n_layers = self.backbone.groups, self.backbone.n_layers
-        widths = [torch.full((len(images),), k, device=images.device)]
-        x = shortcut = self._activate(0, self._by_groups(0, images, widths[0], widths[0]), images)
-        here = torch.arange(len(images), device=images.device)
-        logits, pooled = None, []
-        if glance:
-            logits, state = self._glance(x)
-        for index in range(1, n_layers):
-            if not glance or index > 1:
-                state = _scattered(x.mean((2, 3), dtype=torch.float32), here, len(images))
-            pooled.append(state)
-            width = choose(index, state, widths[-1])
-            if glance and index == 1:
-                here = (width > 1).nonzero()[:, 0]
-                x = x[here]
-            widths.append(torch.where(widths[1] == 1, 1, width) if glance and index > 1 else width)
-            before = widths[-2][here]
-            if self.backbone.whole_input(index):
-                before, shortcut = torch.full_like(before, k), x
-            x = self._activate(index, self._by_groups(index, x, before, widths[-1][here]), shortcut)
-        trace = Trace(torch.stack(widths, dim=1), pooled)
-        if logits is None:
-            return self._classify(x), trace
-        return logits.index_copy(0, here, self._classify(x)) if len(here) else logits, trace
+        whole = torch.full((len(images),), self.backbone.groups, device=images.device)
+        widths, pooled = [whole, whole], []
+        x = block = images
+        for index in range(self.backbone.n_layers):
+            width = whole
+            if self.backbone.tied(index):
+                width = widths[-2]
+            elif index > 0:
+                pooled.append(x.mean((2, 3), dtype=torch.float32))
+                width = choose(index, pooled[-1], widths[-2], widths[-1])
+            widths.append(width)
+            block, x = x, self._layer(index, x, block, widths[2:])
+        return self._classify(x), Trace(torch.stack(widths[2:], dim=1), pooled)
 
-    def _glance(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the narrowest path from layer 0's output on, and the agent's view of it."""
-        x = self._sliced(x, [self.backbone.groups] + [1] * (self.backbone.n_layers - 1), 1)
+    def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) of the narrowest path, and what a `PathAgent` sees of it."""
+        x = self._sliced(images, [1] * self.backbone.n_layers)
         logits = self._classify(x)
-        chances = logits.float().softmax(dim=1)
-        surest = chances.topk(min(GLANCE_TOP, self.backbone.classes), dim=1).values
-        return logits, torch.cat([chances, surest, x.mean((2, 3), dtype=torch.float32)], dim=1)
+        return logits, PathAgent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
 
-    def _sliced(self, x: Tensor, widths: Sequence[int], first: int) -> Tensor:
-        """The map that enters the end, of inputs of layer `first` along one path of L widths."""
-        shortcut = x
-        for index in range(first, len(widths)):
-            before = widths[index - 1]
-            if self.backbone.whole_input(index):
-                before, shortcut = self.backbone.groups, x
-            y = self.convs[index](x, before, self.backbone.out_channels(index, widths[index]))
-            x = self._activate(index, y, shortcut)
+    def _by_glance(
+        self, agent: PathAgent, images: Tensor, penalty: Tensor, cap: Tensor
+    ) -> tuple[Tensor, Trace]:
+        logits, seen = self.glance(images)
+        chosen = agent.choose(agent(seen), penalty, cap)
+        for number in range(1, len(agent.paths)):
+            here = (chosen == number).nonzero()[:, 0]
+            if len(here):
+                again = self(images[here], agent.paths[number].tolist())
+                logits = logits.index_copy(0, here, again)
+        return logits, Trace(agent.paths[chosen], [seen])
+
+    def _sliced(self, images: Tensor, path: Sequence[int]) -> Tensor:
+        """The map that enters the end, of images along one path of L widths."""
+        widths, x = [self.backbone.groups] * 2 + list(path), images
+        block = x
+        for index, (earlier, before, own) in enumerate(
+            zip(widths, widths[1:], widths[2:], strict=False)
+        ):
+            y = self.convs[index](x, before, self.backbone.out_channels(index, own))
+            if str(index) in self.projections:
+                block = self.projections[str(index)](block, earlier, y.shape[1])
+            block, x = x, self._activate(index, y, block)
         return x
 
-    def _by_groups(self, index: int, x: Tensor, before: Tensor, width: Tensor) -> Tensor:
-        """(N, C, H', W') of one layer, zero beyond each image's width."""
-        conv, k = self.convs[index], self.backbone.groups
+    def _layer(self, index: int, x: Tensor, block: Tensor, widths: list[Tensor]) -> Tensor:
+        """A layer's output, zero beyond each image's width.
+
+        Args:
+            x: the layer's input. block: that of the layer before.
+            widths: (N,) of each layer up to this one.
+        """
+        whole = torch.full_like(widths[0], self.backbone.groups)
+        *_, earlier, before, own = [whole, whole, *widths]
+        y = self._by_groups(index, self.convs[index], x, before, own)
+        if str(index) in self.projections:
+            block = self._by_groups(index, self.projections[str(index)], block, earlier, own)
+        y = self._activate(index, y, block)
+        if self.backbone.layers[index].shortcut == "pad":
+            # What was padded may reach beyond the width.
+            channels = torch.arange(y.shape[1], device=y.device)
+            y = y * (channels < own[:, None] * y.shape[1] // self.backbone.groups)[..., None, None]
+        return y
+
+    def _by_groups(
+        self, index: int, conv: nn.Module, x: Tensor, before: Tensor, width: Tensor
+    ) -> Tensor:
+        """(N, C, H', W') of a layer's convolution, zero beyond each image's width."""
+        k, channels = self.backbone.groups, self.backbone.layers[index].out_channels
         if not len(x):
-            size, channels = self.backbone.sizes()[index], self.backbone.layers[index].out_channels
+            size = self.backbone.sizes()[index]
             return x.new_zeros(0, channels, size, size)
         pairs = before * (k + 1) + width
         # Images of a pair side by side: then one gather and one scatter serve all pairs, also in
@@ -151,29 +170,19 @@ class Network(nn.Module):
             if not len(part):
                 continue
             i, o = divmod(pair, k + 1)
-            channels = self.backbone.out_channels(index, o)
-            y = conv(part[:, : self.backbone.in_channels(index, i)], i, channels)
-            extra = self.backbone.layers[index].out_channels - channels
-            parts.append(F.pad(y, (0, 0, 0, 0, 0, extra)) if extra else y)
+            y = conv(part[:, : part.shape[1] * i // k], i, channels * o // k)
+            parts.append(_padded(y, channels))
         return torch.cat(parts)[order.argsort()]
 
     def _activate(self, index: int, y: Tensor, shortcut: Tensor) -> Tensor:
         layer = self.backbone.layers[index]
-        if layer.shortcut is not None:
-            y = _add_prefix(self._shortcut(index, shortcut), y)
-        y = torch.relu(y)
-        return y if layer.pool is None else F.max_pool2d(y, *layer.pool)
-
-    def _shortcut(self, index: int, x: Tensor) -> Tensor:
-        layer = self.backbone.layers[index]
-        if layer.shortcut == "project":
-            projected: Tensor = self.projections[str(index)](x)
-            return projected
         if layer.shortcut == "pad":
             stride = self.backbone.layers[index - 1].stride
-            extra = layer.out_channels - x.shape[1]
-            return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, extra))
-        return x
+            shortcut = _padded(shortcut[:, :, ::stride, ::stride], y.shape[1])
+        if layer.shortcut is not None:
+            y = y + shortcut
+        y = torch.relu(y)
+        return y if layer.pool is None else F.max_pool2d(y, *layer.pool)
 
     def _classify(self, x: Tensor) -> Tensor:
         pool_to = self.backbone.pool_to
@@ -190,7 +199,7 @@ class Network(nn.Module):
 class Greedy:
     """Chooses the widths that the agent values most, among those that the cap allows."""
 
-    def __init__(self, agent: Agent, table: MacTable, penalty: Tensor, cap: Tensor) -> None:
+    def __init__(self, agent: LayerAgent, table: MacTable, penalty: Tensor, cap: Tensor) -> None:
         self.agent, self.penalty = agent, penalty
         device = penalty.device
         self.steps = torch.from_numpy(table.steps()).to(device)
@@ -199,11 +208,12 @@ class Greedy:
         self.left = torch.from_numpy(limits).to(device) - table.start
         self.hidden = agent.start(len(penalty))
 
-    def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
+    def __call__(self, layer: int, pooled: Tensor, earlier: Tensor, before: Tensor) -> Tensor:
         """Widths (N,) of a layer."""
-        values, self.hidden = self.agent(layer, pooled, before, self.penalty, self.hidden)
-        width = self.pick(values, self.after[layer, before - 1] <= self.left[:, None])
-        self.left = self.left - self.steps[layer, before - 1, width - 1]
+        values, self.hidden = self.agent(layer, pooled, earlier, before, self.penalty, self.hidden)
+        here = layer, earlier - 1, before - 1
+        width = self.pick(values, self.after[here] <= self.left[:, None])
+        self.left = self.left - self.steps[*here, width - 1]
         return width
 
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
@@ -211,15 +221,7 @@ class Greedy:
         return values.masked_fill(~allowed, -torch.inf).argmax(dim=1) + 1
 
 
-def _scattered(rows: Tensor, here: Tensor, images: int) -> Tensor:
-    """(images, C): the rows (n, C) at their places `here`, zeros elsewhere."""
-    if len(rows) == images:
-        return rows
-    return rows.new_zeros(images, rows.shape[1]).index_copy(0, here, rows)
-
-
-def _add_prefix(x: Tensor, prefix: Tensor) -> Tensor:
-    channels = prefix.shape[1]
-    if channels == x.shape[1]:
-        return x + prefix
-    return torch.cat([x[:, :channels] + prefix, x[:, channels:]], dim=1)
+def _padded(x: Tensor, channels: int) -> Tensor:
+    """(N, channels, H, W): what is missing is zero, what is too much is cut off."""
+    extra = channels - x.shape[1]
+    return F.pad(x, (0, 0, 0, 0, 0, extra)) if extra else x

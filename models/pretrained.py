@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import ConvConfig
-from models.layers import EPS, Projection, WidthConv
+from models.layers import EPS, WidthConv
 from models.network import Network
 
 
@@ -128,8 +128,8 @@ def load_plain(network: Network, state: Mapping[str, Tensor]) -> None:
         for layer, conv in zip(layers, _convs(network), strict=True)
     ]
     projections = {
-        index: plain.conv(f"{name}.0", f"{name}.1", projection.conv.weight.shape)
-        for index, name, projection in _projections(network)
+        index: plain.conv(layer.name, layer.norm, projection.weight.shape)
+        for index, layer, projection in _projections(network)
     }
     linears = [
         plain.linear(name, linear.weight.shape)
@@ -146,13 +146,8 @@ def load_plain(network: Network, state: Mapping[str, Tensor]) -> None:
 def _put_convs(network: Network, convs: list[PlainConv], orders: list[Tensor]) -> None:
     reads = torch.arange(network.backbone.layers[0].in_channels)
     for module, plain, writes in zip(_convs(network), convs, orders, strict=True):
-        conv, reads = plain.ordered(reads, writes), writes
-        module.weight.copy_(conv.weight)
-        # The plain network has one set of statistics: every input width starts from it.
-        module.gamma.copy_(conv.gamma)
-        module.beta.copy_(conv.beta)
-        module.mean.copy_(conv.mean)
-        module.var.copy_(conv.var)
+        _put(module, plain.ordered(reads, writes))
+        reads = writes
 
 
 def _put_projections(
@@ -160,16 +155,16 @@ def _put_projections(
 ) -> None:
     for index, _, module in _projections(network):
         # It reads what the block reads: the stream that was last written two layers before.
-        conv = projections[index].ordered(orders[index - 2], orders[index])
-        module.conv.weight.copy_(conv.weight)
-        norm = {
-            "weight": conv.gamma,
-            "bias": conv.beta,
-            "running_mean": conv.mean,
-            "running_var": conv.var,
-            "num_batches_tracked": torch.tensor(0),
-        }
-        module.norm.load_state_dict(norm)
+        _put(module, projections[index].ordered(orders[index - 2], orders[index]))
+
+
+def _put(module: WidthConv, conv: PlainConv) -> None:
+    module.weight.copy_(conv.weight)
+    # The plain network has one set of statistics: every input width starts from it.
+    module.gamma.copy_(conv.gamma)
+    module.beta.copy_(conv.beta)
+    module.mean.copy_(conv.mean)
+    module.var.copy_(conv.var)
 
 
 def _put_linears(network: Network, linears: list[tuple[Tensor, Tensor]], order: Tensor) -> None:
@@ -187,10 +182,12 @@ def _convs(network: Network) -> Iterator[WidthConv]:
         yield conv
 
 
-def _projections(network: Network) -> Iterator[tuple[int, str | None, Projection]]:
+def _projections(network: Network) -> Iterator[tuple[int, ConvConfig, WidthConv]]:
     for index, projection in network.projections.items():
-        assert isinstance(projection, Projection)
-        yield int(index), network.backbone.layers[int(index)].projection, projection
+        layer = network.backbone.projection(int(index))
+        assert isinstance(projection, WidthConv)
+        assert layer is not None
+        yield int(index), layer, projection
 
 
 def _linears(network: Network) -> Iterator[nn.Linear]:

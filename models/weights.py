@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from models.bundle import Tensors
 from models.config import AgentConfig, BackboneConfig
-from models.layers import FoldedConv, Projection, WidthConv
+from models.layers import FoldedConv, WidthConv
 from models.network import Network
 
 
@@ -24,15 +25,11 @@ def export(network: Network, *, half: bool = True) -> Tensors:
             agent's and the normalisation's are few, and widths hang on them: they stay float32.
     """
     tensors: dict[str, Tensor] = {}
-    for index, conv in enumerate(network.convs):
+    for name, conv in _convs(network):
         assert isinstance(conv, WidthConv)
         scale, shift = conv.affine()
-        tensors[f"conv.{index}.weight"] = conv.weight
-        tensors[f"conv.{index}.scale"], tensors[f"conv.{index}.shift"] = scale, shift
-    for name, projection in network.projections.items():
-        assert isinstance(projection, Projection)
-        weight, bias = projection.folded()
-        tensors[f"projection.{name}.weight"], tensors[f"projection.{name}.bias"] = weight, bias
+        tensors[f"{name}.weight"] = conv.weight
+        tensors[f"{name}.scale"], tensors[f"{name}.shift"] = scale, shift
     tensors.update({f"head.{k}": v for k, v in network.head.state_dict().items()})
     tensors.update({f"agent.{k}": v for k, v in network.agent.state_dict().items()})
     return {name: _array(name, value, half) for name, value in tensors.items()}
@@ -42,16 +39,12 @@ def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Netw
     """A network for inference: normalisation folded, float32, no gradients."""
     values = {name: torch.from_numpy(value.astype(np.float32)) for name, value in tensors.items()}
     network = Network(backbone, agent)
-    network.convs = nn.ModuleList(
-        FoldedConv(layer, **_under(f"conv.{index}.", values))
-        for index, layer in enumerate(backbone.layers)
-    )
-    for name, projection in list(network.projections.items()):
-        assert isinstance(projection, Projection)
-        conv = projection.conv
-        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 1, conv.stride)  # type: ignore[arg-type]
-        folded.load_state_dict(_under(f"projection.{name}.", values))
-        network.projections[name] = folded
+    for index, layer in enumerate(backbone.layers):
+        network.convs[index] = FoldedConv(layer, **_under(f"conv.{index}.", values))
+    for name in network.projections:
+        projection = backbone.projection(int(name))
+        assert projection is not None
+        network.projections[name] = FoldedConv(projection, **_under(f"projection.{name}.", values))
     network.head.load_state_dict(_under("head.", values))
     network.agent.load_state_dict(_under("agent.", values))
     return network.eval().requires_grad_(False)
@@ -60,6 +53,14 @@ def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Netw
 def folded(network: Network) -> Network:
     """A copy for inference, nothing rounded."""
     return load(network.backbone, network.agent.config, export(network, half=False))
+
+
+def _convs(network: Network) -> Iterator[tuple[str, nn.Module]]:
+    """Every convolution with its name in a bundle."""
+    for index, conv in enumerate(network.convs):
+        yield f"conv.{index}", conv
+    for name, projection in network.projections.items():
+        yield f"projection.{name}", projection
 
 
 def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""python -m training fit | evaluate | compare"""
+"""python -m training fit | evaluate | compare | report | static"""
 
 from __future__ import annotations
 
@@ -31,17 +31,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     settings.add_flags(commands.add_parser("fit", help="train a bundle from labelled images"))
-    measuring = {
-        "evaluate": "what each budget spends and keeps on test images",
-        "compare": "ours beside uniform widths, random paths and its own paths shuffled",
-    }
-    for name, purpose in measuring.items():
-        _add_measuring_flags(commands.add_parser(name, help=purpose))
+    _add_static_flags(commands.add_parser("static", help="train a static rival of a bundle"))
+    evaluating = commands.add_parser(
+        "evaluate", help="what each budget spends and keeps on test images"
+    )
+    evaluating.add_argument("bundle", type=Path, help="directory of the bundle")
+    comparing = commands.add_parser("compare", help="ours beside its rivals at equal compute")
+    comparing.add_argument(
+        "bundle", type=Path, nargs="+", help="directories of bundles of different seeds"
+    )
+    comparing.add_argument(
+        "--others", type=Path, nargs="+", default=[], help="bundles of another kind"
+    )
+    comparing.add_argument(
+        "--static", type=Path, nargs="+", default=[], help="static.json of static rivals"
+    )
+    comparing.add_argument("--seed", type=int, default=0, help="of the rivals' lots")
+    reporting = commands.add_parser("report", help="pictures of where the compute goes, and why")
+    reporting.add_argument("bundle", type=Path, help="directory of the bundle")
+    reporting.add_argument(
+        "--images", type=int, default=0, help="how many test images, drawn by lot; 0 for all"
+    )
+    reporting.add_argument("--seed", type=int, default=0, help="of all that is drawn by lot")
+    for parser_of_images in (evaluating, comparing, reporting):
+        _add_measuring_flags(parser_of_images)
     return parser
 
 
 def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, help="directory of the bundle")
     parser.add_argument("--data", required=True, help="as for fit; its test images are used")
     parser.add_argument(
         "--budgets", type=float, nargs="+", default=[0.15, 0.25, 0.4, 0.6, 0.8],
@@ -50,7 +67,20 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; default runs/<bundle>")
     parser.add_argument("--cache", type=Path, help="folder of decoded images")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
-    parser.add_argument("--seed", type=int, default=0, help="of the rivals' lots")
+
+
+def _add_static_flags(parser: argparse.ArgumentParser) -> None:
+    settings.add_flags(parser)
+    parser.add_argument(
+        "--method", required=True, choices=["plain", "l1", "torch-pruning", "narrow"],
+        help="the whole backbone, pruned from it in one of two ways, or narrow from the beginning",
+    )  # fmt: skip
+    parser.add_argument("--fraction", type=float, help="most MACs, as a share of the whole one's")
+    parser.add_argument("--start", type=Path, help="folder of the plain network: start and teacher")
+    parser.add_argument(
+        "--criterion", default="taylor", choices=["taylor", "magnitude", "lamp", "bn-scale"],
+        help="what Torch-Pruning ranks channels by",
+    )  # fmt: skip
 
 
 def _fit(flags: argparse.Namespace) -> None:
@@ -62,16 +92,39 @@ def _fit(flags: argparse.Namespace) -> None:
 def _evaluate(flags: argparse.Namespace) -> None:
     from training.evaluation import evaluate
 
-    evaluate(flags.bundle, flags.data, flags.budgets, *_places(flags))
+    evaluate(flags.bundle, flags.data, flags.budgets, *_places(flags, flags.bundle))
 
 
 def _compare(flags: argparse.Namespace) -> None:
     from training.compare import compare
 
-    compare(flags.bundle, flags.data, flags.budgets, *_places(flags), flags.seed)
+    compare(
+        flags.bundle,
+        flags.data,
+        flags.budgets,
+        *_places(flags, flags.bundle[0]),
+        flags.seed,
+        others=flags.others,
+        static=flags.static,
+    )
 
 
-def _places(flags: argparse.Namespace) -> tuple[Path, Path]:
+def _report(flags: argparse.Namespace) -> None:
+    from training.report import report
+
+    cache, out = _places(flags, flags.bundle)
+    out = flags.out or out / "report"
+    report(flags.bundle, flags.data, flags.budgets, cache, out, flags.images, flags.seed)
+
+
+def _static(flags: argparse.Namespace) -> None:
+    from training.static import Wanted, static
+
+    wanted = Wanted(flags.method, flags.fraction, flags.start, flags.criterion)
+    static(settings.from_flags(flags), wanted, resume=flags.resume)
+
+
+def _places(flags: argparse.Namespace, bundle: Path) -> tuple[Path, Path]:
     """Folders of decoded images and of the report."""
     import torch
 
@@ -79,10 +132,16 @@ def _places(flags: argparse.Namespace) -> tuple[Path, Path]:
 
     if flags.threads:
         torch.set_num_threads(flags.threads)
-    return flags.cache or Config().cache_dir, flags.out or Path("runs") / flags.bundle.name
+    return flags.cache or Config().cache_dir, flags.out or Path("runs") / bundle.name
 
 
-_COMMANDS = {"fit": _fit, "evaluate": _evaluate, "compare": _compare}
+_COMMANDS = {
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "report": _report,
+    "static": _static,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Batches for training: seeded, resumable at any step, augmented as whole tensors of bytes.
+"""Batches for training: seeded, resumable at any step, augmented as whole tensors.
 
 The order of an epoch is a function of (seed, epoch) and the augmentation of a batch one of
 (seed, epoch, step), so that a run resumed at a step sees what an uninterrupted one would.
@@ -6,16 +6,21 @@ The order of an epoch is a function of (seed, epoch) and the augmentation of a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.preprocess import Preprocessing
 from training.data import Images
+
+# Of a random crop, the logarithm of the longer side over the shorter one.
+_LOG_ASPECT = math.log(4 / 3)
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,14 @@ class Augmentation:
 
     Attributes:
         shift: largest shift as a share of the image's side; what enters is mirrored.
+        crop: smallest share of the image's area that a random rectangle of it has, which is then
+            shown instead of a shifted image; 1 for none. What serving crops away takes part.
         flip: whether half of the images are mirrored left to right.
         cutout: side of a square that is blanked, as a share of the image's side; 0 for none.
     """
 
     shift: float = 0.125
+    crop: float = 1.0
     flip: bool = True
     cutout: float = 0.0
 
@@ -72,16 +80,19 @@ class Batches:
         order = torch.randperm(len(self._images), generator=generator(self._seed, epoch))
         for step in range(start, len(self)):
             indices = order[step * self._size : (step + 1) * self._size]
-            pixels = torch.from_numpy(self._images.take(indices.numpy()))
-            rng = generator(self._seed, epoch, step)
-            yield self._batch(pixels, indices, rng)
+            images = self._changed(indices, generator(self._seed, epoch, step))
+            yield Batch(images, self._labels[indices], indices)
 
-    def _batch(self, pixels: Tensor, indices: Tensor, rng: torch.Generator) -> Batch:
-        labels = self._labels[indices]
-        if self._augmentation is None:
-            return Batch(normalise(pixels, self._preprocessing), labels, indices)
-        images = normalise(shift_and_flip(pixels, self._augmentation, rng), self._preprocessing)
-        return Batch(cut_out(images, self._augmentation.cutout, rng), labels, indices)
+    def _changed(self, indices: Tensor, rng: torch.Generator) -> Tensor:
+        places, change = indices.numpy(), self._augmentation
+        if change is None:
+            return normalise(torch.from_numpy(self._images.take(places)), self._preprocessing)
+        if change.crop < 1:
+            wide = torch.from_numpy(self._images.take_wide(places))
+            pixels = crop_and_flip(wide, self._preprocessing.size, change, rng)
+        else:
+            pixels = shift_and_flip(torch.from_numpy(self._images.take(places)), change, rng)
+        return cut_out(normalise(pixels, self._preprocessing), change.cutout, rng)
 
 
 def in_order(images: Images, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
@@ -101,7 +112,10 @@ def generator(*seeds: int) -> torch.Generator:
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """What `Preprocessing.normalise` computes: (n, S, S, 3) uint8 to (n, 3, S, S) float32."""
+    """What `Preprocessing.normalise` computes: (n, S, S, 3) to (n, 3, S, S) float32.
+
+    The pixels are uint8, or float32 of the same range, which are overwritten.
+    """
     std = torch.tensor(preprocessing.std)
     mean = torch.tensor(preprocessing.mean)
     values = pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
@@ -121,6 +135,37 @@ def shift_and_flip(pixels: Tensor, augmentation: Augmentation, rng: torch.Genera
         columns = torch.where(flips, columns.flip(1), columns)
     flat = (torch.arange(n)[:, None, None] * size + rows[:, :, None]) * size + columns[:, None, :]
     return pixels.reshape(-1, 3)[flat]
+
+
+def crop_and_flip(
+    pixels: Tensor, size: int, augmentation: Augmentation, rng: torch.Generator
+) -> Tensor:
+    """Resize a random rectangle of each image, of aspect 3:4 to 4:3, and mirror half of them.
+
+    Interpolation is bilinear, without the low-pass filter that shrinking by much more than a
+    quarter would need: `data.resize` is meant to be little above the input's size.
+
+    Args:
+        pixels: (n, R, R, 3) uint8.
+    Returns: (n, size, size, 3) float32 in 0..255, not rounded.
+    """
+    areas, ratios, tops, lefts, flips = torch.rand((5, len(pixels), 1), generator=rng)
+    areas = 1 - (1 - augmentation.crop) * areas
+    # Beyond 1 / area, a rectangle of this area is longer than the image.
+    longest = (-areas.log()).clamp(max=_LOG_ASPECT)
+    ratios = ((2 * ratios - 1) * longest).exp()
+    heights, widths = (areas / ratios).sqrt(), (areas * ratios).sqrt()
+    line = (torch.arange(size) + 0.5) / size
+    rows = tops * (1 - heights) + line * heights
+    columns = lefts * (1 - widths) + line * widths
+    if augmentation.flip:
+        columns = torch.where(flips < 0.5, columns.flip(1), columns)
+    across, down = columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)
+    grid = torch.stack((across, down), dim=3)
+    images = pixels.permute(0, 3, 1, 2).float()
+    # It counts from -1 to 1, from the outer edge of the first pixel to that of the last.
+    images = F.grid_sample(images, grid.mul_(2).sub_(1), padding_mode="border", align_corners=False)
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 def cut_out(images: Tensor, share: float, rng: torch.Generator) -> Tensor:

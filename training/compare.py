@@ -1,151 +1,211 @@
-"""Is looking at the image worth it? The agent's paths beside blind ones of equal compute.
+"""Is looking at the image worth it? Ours beside every rival that we can make, at equal compute.
 
-All rivals run the same weights on the same test images:
-- uniform: every layer at the same width; between two widths, a mixture of both by lot, whose
-  accuracy is the mean of theirs;
-- random: every image along its own random path, drawn so that the mean compute is the same;
-- shuffled: the agent's own paths, each given to another image. What it loses against ours is what
-  looking at the image was worth. (Nobody has to look, so it also spends less.)
+The rivals on the same weights are those of `training.rivals`; networks pruned once and for all come
+from `python -m training static`; bundles of another kind, such as one with the paper's agent, are
+measured at what they spend themselves. Several bundles of different seeds give mean and spread.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from models.bundle import Bundle, read_bundle
-from models.compute import FloatArray, IntArray, path_macs
-from models.network import Network
-from training.batches import generator
-from training.data import Images
-from training.evaluation import about, at_budget, check_budgets, network_of, test_images
+from training.errors import ConfigError
+from training.evaluation import (
+    about,
+    check_budgets,
+    full_path,
+    measure_budgets,
+    network_of,
+    test_images,
+)
 from training.files import write_atomic
-from training.measure import Outcome, along
-from training.supernet import draw_paths
+from training.measure import along
+from training.rivals import measure
 
-
-@dataclass(frozen=True)
-class Row:
-    """Accuracies at one budget, all at the compute that ours spent.
-
-    Attributes:
-        fraction: mean share of the full MACs that ours spent, the agent included.
-        paths: how many distinct paths ours took.
-    """
-
-    budget: float
-    fraction: float
-    ours: float
-    shuffled: float
-    random: float
-    uniform: float
-    paths: int
+# Accuracy and share of MACs of M-CifarNet as others measured it on CIFAR-10; not run here.
+PUBLISHED = {
+    "paper, by others": [(1.0, 0.9207), (1 / 3.56, 0.8493)],
+    "FBS": [(1.0, 0.9137), (1 / 3.93, 0.8988)],
+    "continuous actions": [(1 / 3.92, 0.9133)],
+}
 
 
 def compare(
-    bundle_path: Path, source: str, budgets: Sequence[float], cache: Path, out: Path, seed: int
+    bundles: Sequence[Path],
+    source: str,
+    budgets: Sequence[float],
+    cache: Path,
+    out: Path,
+    seed: int,
+    *,
+    others: Sequence[Path] = (),
+    static: Sequence[Path] = (),
 ) -> None:
-    """Print the table of all rivals and write it as JSON."""
-    bundle = read_bundle(bundle_path)
-    check_budgets(bundle.card, budgets)
-    images = test_images(bundle.card, source, cache)
-    network = network_of(bundle)
-    rows = measure(bundle, network, images, budgets, seed)
-    print(table(bundle, rows, len(images), seed))
-    report = {
-        **about(bundle, source, images),
-        "seed": seed,
-        "rows": [asdict(row) for row in rows],
-    }
+    """Print the tables, and write them as JSON beside a picture.
+
+    Args:
+        bundles: ours, of one kind and different seeds.
+        others: bundles of another kind.
+        static: reports of static networks.
+
+    Raises:
+        ConfigError: the bundles are of different kinds, or a report cannot be read.
+    """
+    ours = [read_bundle(path) for path in bundles]
+    rivals = [read_bundle(path) for path in others]
+    networks = [_read_static(path) for path in static]
+    if len({(b.card.backbone, b.card.labels, b.card.agent.form) for b in ours}) > 1:
+        raise ConfigError("the bundles to compare must differ in nothing but their seeds")
+    for bundle in ours:
+        check_budgets(bundle.card, budgets)
+    report: dict[str, Any] = {"seed": seed, "ours": [], "others": [], "static": networks}
+    for bundle in ours:
+        report["ours"].append(_ours(bundle, source, budgets, cache, seed))
+    for bundle in rivals:
+        report["others"].append(_other(bundle, source, budgets, cache))
+    report.update(_means(report["ours"]))
+    print(tables(report))
+    write_atomic(out / "compare.md", tables(report).encode())
+    write_atomic(out / "compare.png", picture(report))
     write_atomic(out / "compare.json", (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report))
 
 
-def measure(
-    bundle: Bundle, network: Network, images: Images, budgets: Sequence[float], seed: int
-) -> list[Row]:
-    """Measure ours and its rivals at each budget."""
-    card, rng = bundle.card, np.random.default_rng(seed)
-    uniform = [
-        along(network, images, card.preprocessing, uniform_path(network, width))
-        for width in range(1, card.backbone.groups + 1)
-    ]
+def _ours(
+    bundle: Bundle, source: str, budgets: Sequence[float], cache: Path, seed: int
+) -> dict[str, Any]:
+    images, network = test_images(bundle.card, source, cache), network_of(bundle)
+    rows = measure(bundle.card, network, images, budgets, seed)
+    full = along(network, images, bundle.card.preprocessing, full_path(network))
+    return {
+        **about(bundle, source, images),
+        "trained_with_seed": bundle.card.seed,
+        "full": full.accuracy,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _other(bundle: Bundle, source: str, budgets: Sequence[float], cache: Path) -> dict[str, Any]:
+    images = test_images(bundle.card, source, cache)
+    within = [budget for budget in budgets if budget >= bundle.card.min_fraction]
+    points = measure_budgets(network_of(bundle), bundle.card, images, within)
+    return {
+        **about(bundle, source, images),
+        "form": bundle.card.agent.form,
+        "points": [asdict(point) for point in points],
+    }
+
+
+def _read_static(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+        return {name: report[name] for name in ("method", "fraction", "accuracy", "seed")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"static report {path} cannot be read: {error}") from error
+
+
+def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over the bundles of every number, and the spread of every accuracy."""
     rows = []
-    for number, budget in enumerate(tqdm(budgets, desc="comparison", unit="budget", disable=None)):
-        ours = at_budget(network, card, images, budget)
-        others = ours.widths[rng.permutation(len(images))]
-        drawn = random_paths(network, len(images), ours.mean_fraction, seed + number)
+    for same in zip(*(bundle["rows"] for bundle in ours), strict=True):
+        accuracies = {name: [row["accuracy"][name] for row in same] for name in same[0]["accuracy"]}
         rows.append(
-            Row(
-                budget,
-                ours.mean_fraction,
-                ours.accuracy,
-                along(network, images, card.preprocessing, others).accuracy,
-                along(network, images, card.preprocessing, drawn).accuracy,
-                mixture(uniform, ours.mean_fraction),
-                len(np.unique(ours.widths, axis=0)),
-            )
+            {
+                "budget": same[0]["budget"],
+                "fraction": float(np.mean([row["fraction"] for row in same])),
+                "paths": float(np.mean([row["paths"] for row in same])),
+                "accuracy": {name: float(np.mean(v)) for name, v in accuracies.items()},
+                "spread": {name: float(np.std(v)) for name, v in accuracies.items()},
+            }
         )
-    return rows
+    return {"rows": rows, "full": float(np.mean([bundle["full"] for bundle in ours]))}
 
 
-def uniform_path(network: Network, width: int) -> IntArray:
-    """(1, L), every layer at one width but the first, which is never pruned."""
-    path = np.full((1, network.backbone.n_layers), width, np.int64)
-    path[:, 0] = network.backbone.groups
-    return path
-
-
-def mixture(outcomes: Sequence[Outcome], fraction: float) -> float:
-    """Accuracy at a mean fraction when each image is given one of two neighbours by lot."""
-    fractions = [outcome.mean_fraction for outcome in outcomes]
-    return float(np.interp(fraction, fractions, [outcome.accuracy for outcome in outcomes]))
-
-
-def random_paths(network: Network, images: int, fraction: float, seed: int) -> IntArray:
-    """(N, L) random paths that spend `fraction` of the full MACs on average.
-
-    Of many random paths, those nearest in cost to the wanted one are likelier: each is drawn with
-    a weight exp(-t · cost), and t is found by bisection.
-    """
-    backbone, table = network.backbone, network.table
-    pool = draw_paths(20_000, backbone.n_layers, backbone.groups, generator(seed)).numpy()
-    costs = path_macs(pool, table, agent=False) / table.full
-
-    def weights(tilt: float) -> FloatArray:
-        raw: FloatArray = np.exp(-tilt * (costs - costs.mean()))
-        raw /= raw.sum()
-        return raw
-
-    low, high = -200.0, 200.0
-    for _ in range(60):
-        tilt = (low + high) / 2
-        low, high = (tilt, high) if weights(tilt) @ costs > fraction else (low, tilt)
-    rows = torch.multinomial(
-        torch.from_numpy(weights(tilt)), images, replacement=True, generator=generator(seed, 1)
-    )
-    drawn: IntArray = pool[rows.numpy()]
-    return drawn
-
-
-def table(bundle: Bundle, rows: Sequence[Row], images: int, seed: int) -> str:
-    """The rows as a Markdown table."""
+def tables(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    first, seeds = report["ours"][0], [bundle["trained_with_seed"] for bundle in report["ours"]]
+    names = list(report["rows"][0]["accuracy"])
     lines = [
-        f"{bundle.card.name}, {images} test images, seed {seed}; accuracy at equal mean compute",
+        f"{first['bundle']}, {first['images']} test images, seeds {seeds}, {first['date']}, "
+        f"{first['machine']}; full network {report['full']:.2%}; accuracy at equal mean compute"
+        + (", mean ± spread over the seeds" if len(seeds) > 1 else ""),
         "",
-        "| budget | mean compute | ours | uniform widths | random paths | ours, shuffled "
-        "| distinct paths |",
-        "|---|---|---|---|---|---|---|",
+        "| budget | mean compute | " + " | ".join(names) + " | distinct paths |",
+        "|---" * (len(names) + 3) + "|",
     ]
-    lines += [
-        f"| {r.budget:g} | {r.fraction:.3f} | **{r.ours:.2%}** | {r.uniform:.2%} "
-        f"| {r.random:.2%} | {r.shuffled:.2%} | {r.paths} |"
-        for r in rows
+    for row in report["rows"]:
+        cells = [
+            f"{row['accuracy'][name]:.2%}"
+            + (f" ± {100 * row['spread'][name]:.2f}" if len(seeds) > 1 else "")
+            for name in names
+        ]
+        numbers = [f"{row['budget']:g}", f"{row['fraction']:.3f}", *cells, f"{row['paths']:g}"]
+        lines.append("| " + " | ".join(numbers) + " |")
+    points = [
+        (f"{other['bundle']} ({other['form']})", point["fraction"], point["accuracy"])
+        for other in report["others"]
+        for point in other["points"]
     ]
+    points += [(f"static: {n['method']}", n["fraction"], n["accuracy"]) for n in report["static"]]
+    if points:
+        lines += ["", "| network | mean compute | accuracy |", "|---|---|---|"]
+        lines += [f"| {name} | {share:.3f} | {right:.2%} |" for name, share, right in points]
     return "\n".join(lines) + "\n"
+
+
+def picture(report: dict[str, Any]) -> bytes:
+    """Accuracy against compute, ours and all rivals, as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8.0, 5.2), layout="constrained")
+    shares = [100 * row["fraction"] for row in report["rows"]]
+    styles: dict[str, dict[str, Any]] = {
+        "ours": {"color": "#1f6feb", "marker": "o", "linewidth": 2.4, "zorder": 5},
+        "cascade": {"color": "#d9822b", "marker": "s"},
+        "fixed": {"color": "#2e7d32", "marker": "^"},
+        "uniform": {"color": "#6b7280", "marker": "v"},
+        "random": {"color": "#9aa4b2", "marker": "x", "linestyle": "--"},
+        "shuffled": {"color": "#1f6feb", "marker": "o", "linestyle": ":", "alpha": 0.6},
+    }
+    for name, style in styles.items():
+        if name in report["rows"][0]["accuracy"]:
+            values = [100 * row["accuracy"][name] for row in report["rows"]]
+            axes.plot(shares, values, label=name, markersize=5, **style)
+    axes.plot(100, 100 * report["full"], "D", color="black", label="full network")
+    for other in report["others"]:
+        points = [(100 * p["fraction"], 100 * p["accuracy"]) for p in other["points"][:-1]]
+        axes.plot(*zip(*points, strict=True), "+-", color="#8e44ad", label=f"agent {other['form']}")
+    for number, method in enumerate(dict.fromkeys(n["method"] for n in report["static"])):
+        points = [
+            (100 * n["fraction"], 100 * n["accuracy"])
+            for n in report["static"]
+            if n["method"] == method
+        ]
+        label = f"static: {method}"
+        axes.plot(*zip(*points, strict=True), "P<>*"[number % 4], color="#b91c1c", label=label)
+    if "mcifarnet" in report["ours"][0]["bundle"]:
+        for number, (name, points) in enumerate(PUBLISHED.items()):
+            xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
+            label = f"published: {name}"
+            axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
+    axes.set_xlabel("mean compute, % of the full network's MACs")
+    axes.set_ylabel("accuracy on test images, %")
+    axes.set_title(f"{report['ours'][0]['bundle']}: ours and its rivals at equal compute")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False, fontsize=8, ncols=2)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    plt.close(figure)
+    return buffer.getvalue()

@@ -13,12 +13,15 @@ class Data:
 
     Attributes:
         source: a folder of class folders, a folder of parquet files, or a hub id.
+        resize: what an image's shorter side is resized to before its centre is cropped to the
+            input's size; 0 means the input's size.
         held_out: training images held out for choices and calibration; 0 means a tenth, at most
             5000.
         cache: folder for decoded images.
     """
 
     source: str = ""
+    resize: int = 0
     held_out: int = 0
     cache: str = "~/.cache/runtime-neural-pruning"
 
@@ -48,7 +51,7 @@ class Supernet:
     Attributes:
         learning_rate: its peak; it falls in one line to zero.
         random_paths: random sub-networks per step, beside the full and the narrowest one.
-        shift, flip, cutout: see `training.batches.Augmentation`.
+        shift, crop, flip, cutout: see `training.batches.Augmentation`.
         precision: of the convolutions; weights and statistics are always float32.
     """
 
@@ -59,14 +62,30 @@ class Supernet:
     random_paths: int = 1
     label_smoothing: float = 0.1
     shift: float = 0.125
+    crop: float = 1.0
     flip: bool = True
     cutout: float = 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 @dataclass(frozen=True)
+class Paths:
+    """The second stage: a search for the paths among which an agent of the form "paths" chooses.
+
+    Attributes:
+        count: paths to choose from, beside the narrowest.
+        images: held-out images on which paths are compared.
+    """
+
+    count: int = 4
+    images: int = 1000
+
+
+@dataclass(frozen=True)
 class Finetune:
-    """The second stage: the backbone along many random paths in every batch.
+    """The third stage: the backbone along many paths in every batch.
+
+    These are the ones found, or random ones if the agent decides layer by layer.
 
     Attributes:
         learning_rate: at the start; it falls to zero.
@@ -78,54 +97,38 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Agent:
-    """The third stage: the decision network and its Q-learning.
+    """The fourth stage: the decision network.
 
     Attributes:
-        form: "priced" takes the penalty as an input and prices MACs; "paper" is trained at one
-            fixed penalty per group.
-        penalty: that fixed penalty; the priced form draws its own.
-        penalties: lowest and highest penalty that the priced form draws; calibration tries up to
-            the highest in either form.
-        glance: whether the priced form runs the narrowest path first and decides on its opinion;
-            the paper's has no glance.
-        recordings: how often episodes are recorded with the agent of the time.
+        form: "paths" chooses among whole paths after a glance; "priced" and "paper" decide layer
+            by layer, see `models.config.AgentConfig`.
+        rule: how "paths" is learnt, see `training.pathwise`.
+        hidden: features of its hidden layers, or of its recurrent cell.
+        recordings: how often rewards are recorded, each time on newly augmented images, and, layer
+            by layer, with the agent of the time.
         images: training images used in one recording.
-        paths: ways that each of them is sent along.
-        epochs: passes over all episodes after each recording.
-        epsilon: ε of the last recording; it falls from 1. See `training.qlearning`.
+        epochs: passes over all that was recorded; layer by layer, after each recording.
+        encoding: features into which the layer by layer forms encode a layer's input.
+        ways: that these send each image along in a recording.
+        epsilon: ε of their last recording; it falls from 1. See `training.qlearning`.
+        penalties: lowest and highest penalty that "priced" draws; calibration tries up to the
+            highest in every form.
+        penalty: the fixed one of "paper", per group.
     """
 
-    form: Literal["priced", "paper"] = "priced"
-    penalty: float = 0.02
-    penalties: tuple[float, ...] = (0.003, 3.0)
-    glance: bool = True
-    encoding: int = 32
+    form: Literal["paths", "priced", "paper"] = "paths"
+    rule: Literal["regression", "gumbel", "supervised"] = "regression"
     hidden: int = 64
     recordings: int = 6
     images: int = 15000
-    paths: int = 3
     epochs: int = 6
     batch_size: int = 1024
     learning_rate: float = 2e-3
+    encoding: int = 32
+    ways: int = 3
     epsilon: float = 0.1
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """The fourth stage: backbone and agent trained in turn.
-
-    Attributes:
-        count: how often, after the first agent. None by default: the one that was tried, of one
-            epoch at this learning rate, lost accuracy on held-out images at every width.
-        epochs: of the backbone along the agent's paths in each round.
-        learning_rate: of the backbone, falling to zero in each round.
-        random_share: of the images that take a random path instead of the agent's.
-    """
-
-    count: int = 0
-    epochs: int = 2
-    learning_rate: float = 0.01
-    random_share: float = 0.25
+    penalties: tuple[float, ...] = (0.003, 3.0)
+    penalty: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Evaluation:
         budgets: mean shares of the full MACs at which test images are classified.
     """
 
-    budgets: tuple[float, ...] = (0.15, 0.25, 0.4, 0.6, 0.8)
+    budgets: tuple[float, ...] = (0.1, 0.125, 0.15, 0.2, 0.25, 0.33, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,9 @@ class Config:
     data: Data = field(default_factory=Data)
     backbone: Backbone = field(default_factory=Backbone)
     supernet: Supernet = field(default_factory=Supernet)
+    paths: Paths = field(default_factory=Paths)
     finetune: Finetune = field(default_factory=Finetune)
     agent: Agent = field(default_factory=Agent)
-    rounds: Rounds = field(default_factory=Rounds)
     calibration: Calibration = field(default_factory=Calibration)
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0

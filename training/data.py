@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,15 @@ class Images:
         all_labels: (M,) int64, index into `names`.
         rows: (N,) int64, the images of this set.
         names: of the classes.
+        wide: (M, R, R, 3) uint8, R ≥ S, the same images before their centre is cropped, to crop
+            them at random; None where nobody does.
     """
 
     pixels: Pixels
     all_labels: Labels
     rows: Labels
     names: tuple[str, ...]
+    wide: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,13 +72,23 @@ class Images:
         """(n, S, S, 3) uint8, a copy of the set's images at `indices` in 0..N-1."""
         return self.pixels[self.rows[indices]]
 
+    def take_wide(self, indices: npt.NDArray[np.integer[Any]] | slice) -> Pixels:
+        """(n, R, R, 3) uint8, as `take` but of `wide`, where there is one."""
+        return (self.pixels if self.wide is None else self.wide)[self.rows[indices]]
+
     def subset(self, indices: npt.NDArray[Any]) -> Images:
         """The set's images at `indices`, which may also be an (N,) mask."""
-        return Images(self.pixels, self.all_labels, self.rows[indices], self.names)
+        return replace(self, rows=self.rows[indices])
 
 
 def load_train(
-    source: str, preprocessing: Preprocessing, *, held_out: int, seed: int, cache: Path
+    source: str,
+    preprocessing: Preprocessing,
+    *,
+    held_out: int,
+    seed: int,
+    cache: Path,
+    wide: bool = False,
 ) -> tuple[Images, Images]:
     """Training images and held-out images, both from the source's training split.
 
@@ -85,6 +98,7 @@ def load_train(
         held_out: images held out, each class by its share; 0 means a tenth, at most 5000.
         seed: decides which images are held out.
         cache: folder for decoded images, which later runs map into memory.
+        wide: whether the images will be cropped at random.
 
     Raises:
         DataError: the source, a class or an image cannot be used.
@@ -92,6 +106,10 @@ def load_train(
     opened = open_source(source, cache)
     images = _decoded(opened, "train", preprocessing, cache)
     _check_classes(images, source)
+    if wide:
+        # Decoded apart: the centre cut from these may differ from what is served by a level or two.
+        squares = replace(preprocessing, size=preprocessing.resize)
+        images = replace(images, wide=_decoded(opened, "train", squares, cache).pixels)
     if _test_split(opened) is None:
         images = images.subset(~_without_split(images))
     count = held_out or min(round(HELD_OUT_SHARE * len(images)), HELD_OUT_MOST)

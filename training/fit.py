@@ -6,10 +6,14 @@ import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
+from models.agent import new_agent
 from models.bundle import Bundle, CalibrationPoint, Card, write_bundle
+from models.config import AgentConfig
 from models.network import Network
 from models.weights import export
-from training import agent, finetune, settings, supernet
+from training import finetune, layerwise, paths, pathwise, settings, supernet
 from training.calibration import calibrate
 from training.config import Config
 from training.errors import CheckpointError
@@ -33,29 +37,22 @@ def fit(config: Config, *, resume: bool) -> None:
 
 
 def _train(run: Run, network: Network) -> None:
-    config, epoch = run.config, run.config.supernet.epochs + 1
+    wanted = run.config.agent
     supernet.train(run, network)
-    finetune.train(
-        run,
-        network,
-        "finetune",
-        epochs=config.finetune.epochs,
-        learning_rate=config.finetune.learning_rate,
-        random_share=1.0,
-        first_epoch=epoch,
-    )
-    agent.train(run, network, "agent")
-    for number in range(1, config.rounds.count + 1):
-        finetune.train(
-            run,
-            network,
-            f"round-{number}-backbone",
-            epochs=config.rounds.epochs,
-            learning_rate=config.rounds.learning_rate,
-            random_share=config.rounds.random_share,
-            first_epoch=epoch + config.finetune.epochs + (number - 1) * config.rounds.epochs,
-        )
-        agent.train(run, network, f"round-{number}-agent")
+    if wanted.form == "paths":
+        found = paths.find(run, network)
+        finetune.train(run, network, [list(path) for path in found.paths[1:]])
+        _give_agent(run, network, found)
+        pathwise.train(run, network)
+    else:
+        finetune.train(run, network, [])
+        _give_agent(run, network, AgentConfig(wanted.form, wanted.encoding, wanted.hidden))
+        layerwise.train(run, network)
+
+
+def _give_agent(run: Run, network: Network, config: AgentConfig) -> None:
+    torch.manual_seed(run.config.seed)
+    network.agent = new_agent(run.backbone, config)
 
 
 def _bundle(run: Run, network: Network) -> Bundle:
@@ -65,7 +62,7 @@ def _bundle(run: Run, network: Network) -> Bundle:
         name=Path(config.out).name,
         labels=run.train.names,
         backbone=run.backbone,
-        agent=run.agent,
+        agent=network.agent.config,
         preprocessing=run.preprocessing,
         calibration=(),
         data={
@@ -123,9 +120,9 @@ def _told(config: Config) -> dict[str, object]:
         for name in (
             "backbone",
             "supernet",
+            "paths",
             "finetune",
             "agent",
-            "rounds",
             "calibration",
             "evaluation",
         )

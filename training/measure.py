@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from models.compute import IntArray, path_macs
+from models.compute import FloatArray, IntArray, path_macs
 from models.network import Network
 from models.preprocess import Preprocessing
 from training.batches import in_order
 from training.data import Images
 
 BATCH = 500
+
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Outcome:
         widths: (N, L) int64, the path of each.
         right: (N,) bool, whether the label was found.
         fraction: (N,) float64, share of the full MACs, the agent's own included if it chose.
+        logits: (N, classes) float32, what the network answered.
     """
 
     widths: IntArray
     right: npt.NDArray[np.bool_]
-    fraction: npt.NDArray[np.float64]
+    fraction: FloatArray
+    logits: Logits = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -38,6 +43,14 @@ class Outcome:
     @property
     def mean_fraction(self) -> float:
         return float(self.fraction.mean())
+
+    @property
+    def log_probabilities(self) -> FloatArray:
+        """(N, classes) float64, by which sure images differ that float32 takes for equal."""
+        logits = self.logits.astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        logs: FloatArray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return logs
 
 
 @torch.no_grad()
@@ -49,14 +62,14 @@ def by_policy(
     cap: float = 1.0,
 ) -> Outcome:
     """Let the agent choose each image's path at one penalty and cap."""
-    widths, right = [], []
+    widths, answers = [], []
     for batch in in_order(images, preprocessing, BATCH):
         penalties = torch.full((len(batch.images),), penalty)
         caps = torch.full((len(batch.images),), cap, dtype=torch.float64)
         logits, trace = network.by_policy(batch.images, penalties, caps)
         widths.append(trace.widths.numpy())
-        right.append((logits.argmax(dim=1) == batch.labels).numpy())
-    return _outcome(network, np.concatenate(widths), np.concatenate(right), agent=True)
+        answers.append(logits)
+    return _outcome(network, images, np.concatenate(widths), answers, agent=True)
 
 
 @torch.no_grad()
@@ -64,19 +77,20 @@ def along(
     network: Network, images: Images, preprocessing: Preprocessing, paths: IntArray
 ) -> Outcome:
     """Send each image along its row of paths (N, L); a single row (1, L) serves for all."""
-    right = []
+    answers = []
     for batch in in_order(images, preprocessing, BATCH):
         if len(paths) == 1:
-            logits = network(batch.images, paths[0].tolist())
+            answers.append(network(batch.images, paths[0].tolist()))
         else:
-            logits = network.along(batch.images, torch.from_numpy(paths[batch.indices.numpy()]))
-        right.append((logits.argmax(dim=1) == batch.labels).numpy())
+            rows = torch.from_numpy(paths[batch.indices.numpy()])
+            answers.append(network.along(batch.images, rows))
     widths = np.broadcast_to(paths, (len(images), paths.shape[1]))
-    return _outcome(network, widths, np.concatenate(right), agent=False)
+    return _outcome(network, images, widths, answers, agent=False)
 
 
 def _outcome(
-    network: Network, widths: IntArray, right: npt.NDArray[np.bool_], *, agent: bool
+    network: Network, images: Images, widths: IntArray, answers: list[Tensor], *, agent: bool
 ) -> Outcome:
-    table = network.table
-    return Outcome(widths, right, path_macs(widths, table, agent=agent) / table.full)
+    logits: Logits = torch.cat(answers).float().numpy()
+    fraction = path_macs(widths, network.table, agent=agent) / network.table.full
+    return Outcome(widths, logits.argmax(axis=1) == images.labels, fraction, logits)

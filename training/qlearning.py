@@ -1,4 +1,4 @@
-"""The agent, by Q-learning on a frozen backbone.
+"""An agent that decides layer by layer, by Q-learning on a frozen backbone.
 
 An episode is one image's way through the network. The state before a layer is the pooled feature
 map that enters it, with the recurrent memory of those before; the action is the layer's width; the
@@ -9,18 +9,15 @@ Where we knowingly differ from the paper (Lin et al., NIPS 2017), unless `agent.
 1. The penalty is an input, drawn anew for every episode each time it is learnt from (the reward
    of a recorded path is known for every penalty), so that one agent serves every budget.
 2. It prices the MACs that the action really costs, not the number of groups.
-3. The terminal reward is another path's loss on this image minus the path's: the optimum stays,
-   the variance falls. The other path is the glance, or without one the full network. (The paper's
-   is minus α times the path's loss. Only α's ratio to its penalty matters, so α is 1 here.)
-4. The first decision sees a glance: the opinion of the narrowest path, run to its end. Early
-   features tell little of how hard an image is, a first opinion much. Going with that opinion
-   ends the episode, with no further price and, by 3, no reward.
+3. The terminal reward is the full network's loss on this image minus the path's: the optimum
+   stays, the variance falls. (The paper's is minus α times the path's loss. Only α's ratio to its
+   penalty matters, so α is 1 here.)
 In both forms:
-5. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
-6. A random episode has all its widths scattered around one drawn level: independent widths would
+4. Episodes are kept and learnt from again: the backbone is frozen, so they stay true.
+5. A random episode has all its widths scattered around one drawn level: independent widths would
    nearly all cost the same. Their share is ε, but never less than a quarter; in the others each
    action is random with a chance of ε / 2. ε falls from 1 to `agent.epsilon`.
-7. The best next action is chosen by the learning network and valued by its slow copy (double
+6. The best next action is chosen by the learning network and valued by its slow copy (double
    Q-learning; van Hasselt et al., AAAI 2016).
 """
 
@@ -34,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.agent import Agent
+from models.agent import LayerAgent
 from models.network import Greedy, Network, Trace
 from training.supernet import draw_paths
 
@@ -44,11 +41,10 @@ class Episodes:
     """Recorded ways of M images.
 
     Attributes:
-        pooled: for each layer after the first, (M, C) float16, its pooled input.
+        pooled: for each decision, (M, C) float16, the pooled input of its layer.
         widths: (M, L) int64.
         loss: (M,) cross-entropy at the end of the path.
-        baseline: (M,) cross-entropy on the same image of the glance's path, or without a glance of
-            the full network.
+        baseline: (M,) cross-entropy of the full network on the same image.
     """
 
     pooled: list[Tensor]
@@ -78,8 +74,7 @@ class Episodes:
 class Explorer(Greedy):
     """Follows the agent, but takes a share `epsilon` of the actions at random.
 
-    A share `random_share` of the images follows a wholly random path instead. None goes with its
-    glance: what that gives is known.
+    A share `random_share` of the images follows a wholly random path instead.
     """
 
     def __init__(
@@ -92,31 +87,30 @@ class Explorer(Greedy):
         generator: torch.Generator,
     ) -> None:
         uncapped = torch.full_like(penalty, 2.0)
-        super().__init__(network.agent, network.table, penalty, uncapped)
+        super().__init__(layer_agent(network), network.table, penalty, uncapped)
         backbone, images = network.backbone, len(penalty)
         self.epsilon, self.generator = epsilon, generator
-        self.script = draw_paths(images, backbone.n_layers, backbone.groups, generator)
+        self.script = draw_paths(images, backbone, generator)
+        self.script[:, 0] = backbone.groups
         self.scripted = torch.rand(images, generator=generator) < random_share
-        self.least = 1
-        self.glance = network.agent.config.glance
-        if self.glance:
-            self.script[:, 1].clamp_(min=2)
 
-    def __call__(self, layer: int, pooled: Tensor, before: Tensor) -> Tensor:
+    def __call__(self, layer: int, pooled: Tensor, earlier: Tensor, before: Tensor) -> Tensor:
         """Widths (N,) of a layer."""
-        self.least = 2 if self.glance and layer == 1 else 1
-        width = super().__call__(layer, pooled, before)
+        width = super().__call__(layer, pooled, earlier, before)
         return torch.where(self.scripted, self.script[:, layer], width)
 
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
         """(N,) the best width of each row, or a random one."""
-        allowed[:, : self.least - 1] = False
         best = super().pick(values, allowed)
-        random = torch.randint(
-            self.least, values.shape[1] + 1, best.shape, generator=self.generator
-        )
+        random = torch.randint(1, values.shape[1] + 1, best.shape, generator=self.generator)
         explore = torch.rand(best.shape, generator=self.generator) < self.epsilon
         return torch.where(explore, random, best)
+
+
+def layer_agent(network: Network) -> LayerAgent:
+    """The network's agent, which decides layer by layer."""
+    assert isinstance(network.agent, LayerAgent)
+    return network.agent
 
 
 def draw_penalty(images: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -132,74 +126,75 @@ def record(
     labels: Tensor,
     penalty: Tensor,
     *,
-    paths: int,
+    ways: int,
     random_share: float,
     epsilon: float,
     generator: torch.Generator,
     autocast: torch.autocast,
 ) -> Episodes:
-    """Send each image of a batch along `paths` paths, a share of them random.
+    """Send each image of a batch along `ways` paths, a share of them random.
 
     Args:
         network: frozen, best folded.
-        penalty: (N · paths,) what the agent is told.
+        penalty: (N · ways,) what the agent is told.
         random_share: share of the episodes that take a wholly random path.
         epsilon: chance of a random action in the others.
     """
-    glance = network.agent.config.glance
+    backbone = network.backbone
     with autocast:
-        usual = network(images, baseline_path(network)).float()
+        usual = network(images, [backbone.groups] * backbone.n_layers).float()
     baseline = F.cross_entropy(usual, labels, reduction="none")
     recorded = []
-    for part in penalty.chunk(paths):
+    for part in penalty.chunk(ways):
         explorer = Explorer(
             network, part, random_share=random_share, epsilon=epsilon, generator=generator
         )
         with autocast:
-            logits, trace = network.run(images, explorer, glance=glance)
+            logits, trace = network.run(images, explorer)
         loss = F.cross_entropy(logits.float(), labels, reduction="none")
         recorded.append(_episodes(trace, loss, baseline))
     return Episodes.concatenate(recorded)
 
 
-def baseline_path(network: Network) -> list[int]:
-    """The path against whose loss others are rewarded: the glance's, or the full one."""
-    backbone = network.backbone
-    narrow = 1 if network.agent.config.glance else backbone.groups
-    return [backbone.groups] + [narrow] * (backbone.n_layers - 1)
-
-
 def _episodes(trace: Trace, loss: Tensor, baseline: Tensor) -> Episodes:
-    return Episodes([p.half() for p in trace.pooled], trace.widths, loss, baseline)
+    return Episodes([p.half() for p in trace.seen], trace.widths, loss, baseline)
 
 
-def q_values(agent: Agent, episodes: Episodes, penalty: Tensor) -> Tensor:
-    """Values (M, L - 1, k) of every width of every pruned layer along recorded paths."""
+def _around(agent: LayerAgent, widths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Widths (M, D) two before, one before and of the layer of each decision, of paths (M, L)."""
+    layers = torch.tensor(agent.layers)
+    # Layer 0 is whole, and before it so is the image.
+    return widths[:, (layers - 2).clamp(min=0)], widths[:, layers - 1], widths[:, layers]
+
+
+def q_values(agent: LayerAgent, episodes: Episodes, penalty: Tensor) -> Tensor:
+    """Values (M, D, k) of every width at every decision along recorded paths."""
     hidden = agent.start(len(episodes))
+    earlier, before, _ = _around(agent, episodes.widths)
     values = []
-    for layer, pooled in enumerate(episodes.pooled, start=1):
-        before = episodes.widths[:, layer - 1]
-        value, hidden = agent(layer, pooled.float(), before, penalty, hidden)
+    for number, (layer, pooled) in enumerate(zip(agent.layers, episodes.pooled, strict=True)):
+        around = earlier[:, number], before[:, number]
+        value, hidden = agent(layer, pooled.float(), *around, penalty, hidden)
         values.append(value)
     return torch.stack(values, dim=1)
 
 
-def rewards(episodes: Episodes, penalty: Tensor, prices: Tensor, form: str) -> Tensor:
-    """Rewards (M, L - 1) of the recorded actions.
+def rewards(agent: LayerAgent, episodes: Episodes, penalty: Tensor, prices: Tensor) -> Tensor:
+    """Rewards (M, D) of the recorded actions.
 
     Args:
         penalty: (M,) price of compute, or of one group in the paper's form.
-        prices: (L, k, k) from `models.compute.step_price`.
+        prices: (L, k, k, k) from `models.compute.step_price`.
     """
-    widths = episodes.widths
-    layers = torch.arange(1, widths.shape[1])
-    paid = -penalty[:, None] * prices[layers, widths[:, :-1] - 1, widths[:, 1:] - 1]
-    ending = -episodes.loss if form == "paper" else episodes.baseline - episodes.loss
+    earlier, before, own = _around(agent, episodes.widths)
+    paid = -penalty[:, None] * prices[torch.tensor(agent.layers), earlier - 1, before - 1, own - 1]
+    paper = agent.config.form == "paper"
+    ending = -episodes.loss if paper else episodes.baseline - episodes.loss
     return torch.cat([paid[:, :-1], paid[:, -1:] + ending[:, None]], dim=1)
 
 
 def bellman_loss(
-    agent: Agent, slow: Agent, episodes: Episodes, penalty: Tensor, prices: Tensor
+    agent: LayerAgent, slow: LayerAgent, episodes: Episodes, penalty: Tensor, prices: Tensor
 ) -> Tensor:
     """Mean squared Bellman error of the recorded actions.
 
@@ -210,18 +205,14 @@ def bellman_loss(
     # The paper's agent is not told its penalty: a penalty told to it is one more, after training.
     told = torch.zeros_like(penalty) if agent.config.form == "paper" else penalty
     values = q_values(agent, episodes, told)
-    actions = episodes.widths[:, 1:, None] - 1
+    actions = episodes.widths[:, list(agent.layers), None] - 1
     taken = values.gather(2, actions)[:, :, 0]
     with torch.no_grad():
         best = values.argmax(dim=2, keepdim=True)
         following = q_values(slow, episodes, told).gather(2, best)[:, 1:, 0]
-        target = rewards(episodes, penalty, prices, agent.config.form)
+        target = rewards(agent, episodes, penalty, prices)
         target[:, :-1] += following
-    loss = F.mse_loss(taken, target)
-    if agent.config.glance:
-        # Going with the glance costs and changes nothing: its value is 0, in every episode.
-        loss = loss + values[:, 0, 0].square().mean() / taken.shape[1]
-    return loss
+    return F.mse_loss(taken, target)
 
 
 def minibatches(episodes: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

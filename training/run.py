@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models import backbones
-from models.config import AgentConfig, BackboneConfig
+from models.config import BackboneConfig
 from models.network import Network
 from models.preprocess import Preprocessing
 from models.pretrained import load_plain, read_state
@@ -37,7 +37,6 @@ class Run:
     config: Config
     preprocessing: Preprocessing
     backbone: BackboneConfig
-    agent: AgentConfig
     train: Images
     held_out: Images
     checkpoints: Checkpoints
@@ -51,6 +50,7 @@ class Run:
         """
         _check(config)
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
+        plain = _preprocessing(config, backbone.image_size)
         _prepare(config)
         checkpoints = Checkpoints(config.work_dir)
         if resume:
@@ -60,8 +60,6 @@ class Run:
                 f"{config.work_dir} holds checkpoints of a run: continue it with --resume, "
                 "choose another with --set work=…, or remove it"
             )
-        size = backbone.image_size
-        plain = Preprocessing(size, size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         settings.save(config, config.work_dir)
         train, held_out = load_train(
             config.data.source,
@@ -69,12 +67,12 @@ class Run:
             held_out=config.data.held_out,
             seed=config.seed,
             cache=config.cache_dir,
+            wide=config.supernet.crop < 1,
         )
         return cls(
             config,
-            Preprocessing(size, size, *channel_statistics(train)),
+            Preprocessing(plain.size, plain.resize, *channel_statistics(train)),
             _backbone(config, len(train.names)),
-            _agent(config),
             train,
             held_out,
             checkpoints,
@@ -83,11 +81,13 @@ class Run:
     def network(self) -> Network:
         """A new network, random or from the pretrained weights that the settings name.
 
+        Its agent is a new one too, which the agent's stage replaces.
+
         Raises:
             ConfigError: the pretrained weights cannot be read, or are of another network.
         """
         torch.manual_seed(self.config.seed)
-        network = Network(self.backbone, self.agent)
+        network = Network(self.backbone)
         if path := self.config.backbone.pretrained:
             _load_pretrained(network, Path(path).expanduser())
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -95,7 +95,7 @@ class Run:
     def batches(self, size: int) -> Batches:
         """Augmented training batches."""
         supernet = self.config.supernet
-        augmentation = Augmentation(supernet.shift, supernet.flip, supernet.cutout)
+        augmentation = Augmentation(supernet.shift, supernet.crop, supernet.flip, supernet.cutout)
         return Batches(
             self.train,
             self.preprocessing,
@@ -135,10 +135,15 @@ def _check(config: Config) -> None:
         )
 
 
-def _agent(config: Config) -> AgentConfig:
-    wanted = config.agent
-    glance = wanted.glance and wanted.form == "priced"
-    return AgentConfig(wanted.form, wanted.encoding, wanted.hidden, glance)
+def _preprocessing(config: Config, size: int) -> Preprocessing:
+    """How images are resized and cropped, without statistics."""
+    resize = config.data.resize or size
+    if resize < size:
+        raise ConfigError(
+            f"setting data.resize is {resize}, but the network's input is {size} × {size} pixels: "
+            "resize to that or more"
+        )
+    return Preprocessing(size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def _backbone(config: Config, classes: int) -> BackboneConfig:

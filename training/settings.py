@@ -32,9 +32,9 @@ _MAY_DIFFER = ("out", "work", "threads", "data.cache")
 # No number may be negative; of these none may be 0, and of the shares none may exceed 1.
 _POSITIVE = (
     "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",
-    "images", "paths",
+    "images", "recordings", "ways", "count", "crop",
 )  # fmt: skip
-_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "cutout")
+_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "crop", "cutout")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ was tried: without their normalising the weights diverge.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.config import BackboneConfig
 from models.layers import WidthConv
 from models.network import Network
 from training.batches import Batch, generator
@@ -42,7 +44,7 @@ def train(run: Run, network: Network) -> None:
         for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
             set_learning_rate(optimizer, learning_rate(step / steps, settings.learning_rate))
             random = generator(run.config.seed, PATHS, step)
-            paths = sandwich(network, settings.random_paths, random)
+            paths = sandwich(network.backbone, settings.random_paths, random)
             loss, right, _ = backward(
                 network,
                 batch.images,
@@ -58,7 +60,9 @@ def train(run: Run, network: Network) -> None:
             if log.step == steps:
                 sample = islice(batches.epoch(settings.epochs), RECALIBRATION_STEPS)
                 random = generator(run.config.seed, PATHS, steps)
-                recalibrate(network, sample, random, run.autocast())
+                recalibrate(
+                    network, sample, partial(draw_path, network.backbone, random), run.autocast()
+                )
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
     network.eval()
@@ -93,11 +97,14 @@ def update(optimizer: torch.optim.Optimizer) -> None:
 def restore(
     run: Run, stage: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> int:
-    """Load a stage's checkpoint, if there is one, and return the steps it had completed."""
+    """Load a stage's checkpoint, if there is one, and return the steps it had completed.
+
+    The network keeps its agent.
+    """
     checkpoint = run.checkpoints.load(stage)
     if checkpoint is None:
         return 0
-    network.load_state_dict(checkpoint.state["network"])
+    network.load_state_dict(checkpoint.state["network"], strict=False)
     optimizer.load_state_dict(checkpoint.state["optimizer"])
     return checkpoint.step
 
@@ -112,34 +119,43 @@ def keep(
     done: bool,
 ) -> None:
     """Checkpoint a stage."""
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    backbone = {k: v for k, v in network.state_dict().items() if not k.startswith("agent.")}
+    state = {"network": backbone, "optimizer": optimizer.state_dict()}
     run.checkpoints.save(stage, state, step=step, done=done)
 
 
-def draw_path(n_layers: int, groups: int, random: torch.Generator) -> list[int]:
+def draw_path(backbone: BackboneConfig, random: torch.Generator) -> list[int]:
     """A random path: widths scattered around a level that is itself drawn.
 
     Independent widths would all cost about the same; a drawn level covers cheap and dear paths.
     """
-    path: list[int] = draw_paths(1, n_layers, groups, random)[0].tolist()
+    path: list[int] = draw_paths(1, backbone, random)[0].tolist()
     return path
 
 
-def draw_paths(images: int, n_layers: int, groups: int, random: torch.Generator) -> Tensor:
-    """Random paths (N, L) int64, the first layer's width always `groups`."""
-    level = torch.rand(images, 1, generator=random) * (groups + 1)
-    widths = level + torch.randn(images, n_layers, generator=random) * 0.25 * groups
-    paths = widths.round().clamp(1, groups).long()
-    paths[:, 0] = groups
+def draw_paths(images: int, backbone: BackboneConfig, random: torch.Generator) -> Tensor:
+    """Random paths (N, L) int64."""
+    k, n_layers = backbone.groups, backbone.n_layers
+    level = torch.rand(images, 1, generator=random) * (k + 1)
+    widths = level + torch.randn(images, n_layers, generator=random) * 0.25 * k
+    return tie(widths.round().clamp(1, k).long(), backbone)
+
+
+def tie(paths: Tensor, backbone: BackboneConfig) -> Tensor:
+    """Paths (N, L), changed in place so that tied layers are as wide as what they are tied to."""
+    for layer in range(backbone.n_layers):
+        if backbone.tied(layer):
+            paths[:, layer] = paths[:, layer - 2]
     return paths
 
 
-def sandwich(network: Network, random_paths: int, random: torch.Generator) -> list[list[int]]:
+def sandwich(
+    backbone: BackboneConfig, random_paths: int, random: torch.Generator
+) -> list[list[int]]:
     """The full path first, then the narrowest, then random ones."""
-    backbone = network.backbone
-    n_layers, k = backbone.n_layers, backbone.groups
-    drawn = [draw_path(n_layers, k, random) for _ in range(random_paths)]
-    return [[k] * n_layers, [k] + [1] * (n_layers - 1), *drawn]
+    n_layers = backbone.n_layers
+    drawn = [draw_path(backbone, random) for _ in range(random_paths)]
+    return [[backbone.groups] * n_layers, [1] * n_layers, *drawn]
 
 
 def backward(
@@ -173,19 +189,20 @@ def backward(
 
 @torch.no_grad()
 def recalibrate(
-    network: Network, batches: Iterable[Batch], random: torch.Generator, autocast: torch.autocast
+    network: Network,
+    batches: Iterable[Batch],
+    draw: Callable[[], list[int]],
+    autocast: torch.autocast,
 ) -> None:
-    """Estimate the statistics of every input width anew, each batch along a random path."""
+    """Estimate the statistics of every input width anew, each batch along a path that is drawn."""
     network.train()
-    backbone = network.backbone
-    convs = [conv for conv in network.convs if isinstance(conv, WidthConv)]
+    convs = [module for module in network.modules() if isinstance(module, WidthConv)]
     usual = [conv.momentum for conv in convs]
     for conv in convs:
         conv.momentum = RECALIBRATION_MOMENTUM
     for batch in batches:
-        path = draw_path(backbone.n_layers, backbone.groups, random)
         with autocast:
-            network(batch.images, path)
+            network(batch.images, draw())
     for conv, momentum in zip(convs, usual, strict=True):
         conv.momentum = momentum
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from models.bundle import Bundle
+from models.compute import path_macs
 from service.engines.base import Engine
 
 # ONNX Runtime reports its use to its makers unless told not to before it is first imported.
@@ -31,16 +32,19 @@ def create_engine(
         engine = _create(bundle, kind, threads, cache_dir)
     except ImportError as error:
         raise EngineError(f"engine {kind!r} cannot be loaded: {error}") from error
-    _warm_up(engine, bundle)
+    warm_up(engine, bundle)
     return engine
 
 
-def _warm_up(engine: Engine, bundle: Bundle) -> None:
-    """Run the plain network and a path, or the first requests would wait for buffers to be made."""
-    size = bundle.card.preprocessing.size
-    images = np.zeros((2, 3, size, size), np.float32)
-    penalty = bundle.card.calibration[-1].penalty
-    engine.run(images, np.array([0, penalty], np.float32), np.ones(2))
+def warm_up(engine: Engine, bundle: Bundle) -> None:
+    """Run the plain network and every path, or the first requests would wait for buffers."""
+    table, size = bundle.card.table(), bundle.card.preprocessing.size
+    paths = bundle.card.agent.paths or [(table.groups,) * bundle.card.backbone.n_layers]
+    macs = path_macs(np.array(paths, np.int64), table, agent=True)
+    # An agent that is paid to spend chooses the dearest path that the cap allows.
+    penalty = np.array([0, *[-1e3] * len(paths)], np.float32)
+    caps = np.array([1, *(macs + 0.5) / table.full])
+    engine.run(np.zeros((len(caps), 3, size, size), np.float32), penalty, caps)
 
 
 def _create(bundle: Bundle, kind: str, threads: int, cache_dir: Path) -> Engine:

@@ -18,7 +18,7 @@ class Result:
 
     Attributes:
         logits: (N, C) float32.
-        widths: (N, L) int64, groups computed per layer, the first layer's k.
+        widths: (N, L) int64, groups computed per layer.
         macs: (N,) int64, multiply-accumulates computed, the agent included.
     """
 

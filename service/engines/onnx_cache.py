@@ -18,8 +18,9 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from models import compute, config
 from models.bundle import Bundle
-from service.engines import onnx_builder, onnx_parts, onnx_scope
+from service.engines import onnx_agents, onnx_builder, onnx_parts, onnx_scope
 from service.engines.onnx_scope import MODEL, WEIGHTS, OnnxGraph
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,12 @@ Build = Callable[[Bundle], OnnxGraph]
 
 
 @contextmanager
-def graph_file(bundle: Bundle, build: Build, cache_dir: Path | None) -> Iterator[Path]:
-    """The file of a graph, from the cache if it is there and whole, else newly built.
+def graph_file(bundle: Bundle, name: str, build: Build, cache_dir: Path | None) -> Iterator[Path]:
+    """The file of the graph that has this name, from the cache if it is whole, else newly built.
 
     Without a cache, or where it cannot be written, the file exists only within the context.
     """
-    kept = cache_dir / f"{build.__name__}-{_key(bundle)}" if cache_dir else None
+    kept = cache_dir / f"{name}-{_key(bundle)}" if cache_dir else None
     if kept and _is_whole(kept):
         yield kept / MODEL
         return
@@ -51,7 +52,7 @@ def graph_file(bundle: Bundle, build: Build, cache_dir: Path | None) -> Iterator
 def _key(bundle: Bundle) -> str:
     """What a built graph depends on: the bundle, the runtime and the code that builds it."""
     digest = hashlib.sha256(f"{bundle.digest} {ort.__version__}".encode())
-    for module in (onnx_builder, onnx_parts, onnx_scope):
+    for module in (compute, config, onnx_agents, onnx_builder, onnx_parts, onnx_scope):
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:24]
 

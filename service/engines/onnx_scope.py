@@ -25,6 +25,8 @@ ALIGNMENT_BYTES = 64
 
 # Element type and shape of a branch's output, None for an extent that differs between branches.
 Output = tuple[int, Sequence[int | None]]
+# A width that counts from 0: known, or the name of the int64 that it will be.
+Width = int | str
 Branch = Callable[["Scope", int], list[str]]
 
 
@@ -94,32 +96,46 @@ class Scope:
         self._nodes.append(helper.make_node(kind, inputs, names, names[0], **attributes))
         return names
 
+    def linear(
+        self, features: str, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]
+    ) -> str:
+        """Add a linear layer and return its name."""
+        return self.op("Gemm", features, self.constant(weight), self.constant(bias), transB=1)
+
     def rename(self, value: str, name: str) -> None:
         """Give a value the name by which it is known outside the graph."""
         self._nodes.append(helper.make_node("Identity", [value], [name], name))
 
+    def index(self, width: Width) -> str:
+        """The name of a width, one int64."""
+        return width if isinstance(width, str) else self.constant([width], np.int64)
+
     def choose(
         self,
-        axes: Sequence[tuple[str, range]],
+        widths: Sequence[Width],
+        groups: int,
         write: Callable[..., Sequence[str]],
         outputs: Sequence[Output],
     ) -> list[str]:
         """Run one of a grid of branches, and return its outputs' names.
 
         Args:
-            axes: for each axis of the grid, the name of the index that chooses on it (int64, one
-                element) and what it may be. Beyond, the nearest branch runs.
-            write: called as write(scope, *position) for every branch; returns its outputs.
+            widths: for each axis of the grid, what chooses on it. There are no branches over one
+                that is known: ONNX Runtime crashes when it folds an `If` that holds another.
+            groups: how many branches an axis has.
+            write: called as write(scope, *widths) for every branch; returns its outputs.
             outputs: what these are.
         """
-        if not axes:
+        if not widths:
             return list(write(self))
-        (index, cases), *rest = axes
+        width, *rest = widths
 
         def branch(scope: Scope, chosen: int) -> list[str]:
-            return scope.choose(rest, lambda s, *others: write(s, chosen, *others), outputs)
+            return scope.choose(rest, groups, lambda s, *others: write(s, chosen, *others), outputs)
 
-        return self._halve(index, cases, branch, outputs)
+        if isinstance(width, int):
+            return branch(self, width)
+        return self._halve(width, range(groups), branch, outputs)
 
     def _halve(
         self, index: str, cases: range, branch: Branch, outputs: Sequence[Output]

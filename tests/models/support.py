@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
 from models import backbones
+from models.agent import PathAgent
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 
@@ -16,6 +19,8 @@ SMALL = {
     "resnet20": (0.25, 8),
     "resnet18": (0.0625, 32),
 }
+# Those with few enough paths to try them all, and those as they are published.
+ALL = ["tiny", "stream", *SMALL]
 
 
 def small_backbone(name: str, classes: int = 5) -> BackboneConfig:
@@ -25,39 +30,81 @@ def small_backbone(name: str, classes: int = 5) -> BackboneConfig:
 
 
 def tiny_backbone() -> BackboneConfig:
-    """Five layers of three groups: a pool, a block with a projection, two linear layers."""
+    """Six layers of three groups: a pool, a projected block, a plain one, two linear layers."""
     layers = (
         ConvConfig("a", "an", 3, 6, pool=(2, 2, 0)),
-        ConvConfig("b", "bn", 6, 9, stride=2, reads="stream"),
+        ConvConfig("b", "bn", 6, 9, stride=2),
         ConvConfig("c", "cn", 9, 9, shortcut="project", projection="p"),
-        ConvConfig("d", "dn", 9, 6, kernel=1, padding=0, reads="stream"),
-        ConvConfig("e", "en", 6, 12),
+        ConvConfig("d", "dn", 9, 6, kernel=1, padding=0),
+        ConvConfig("e", "en", 6, 9, shortcut="identity"),
+        ConvConfig("f", "fn", 9, 12),
     )
-    return BackboneConfig("tiny", 8, layers, (7, 3), ("f", "g"), groups=3, pool_to=2)
+    return BackboneConfig("tiny", 8, layers, (7, 3), ("g", "h"), groups=3, pool_to=2)
 
 
+def stream_backbone() -> BackboneConfig:
+    """Seven layers of three groups: after the stem, blocks that add, that pad, and that add."""
+    layers = (
+        ConvConfig("a", "an", 3, 6),
+        ConvConfig("b", "bn", 6, 9),
+        ConvConfig("c", "cn", 9, 6, shortcut="identity"),
+        ConvConfig("d", "dn", 6, 12, stride=2),
+        ConvConfig("e", "en", 12, 12, shortcut="pad"),
+        ConvConfig("f", "fn", 12, 6),
+        ConvConfig("g", "gn", 6, 12, shortcut="identity"),
+    )
+    return BackboneConfig("stream", 6, layers, (3,), ("h",), groups=3)
+
+
+def make_backbone(name: str) -> BackboneConfig:
+    """One of `ALL`."""
+    tiny = {"tiny": tiny_backbone, "stream": stream_backbone}
+    return tiny[name]() if name in tiny else small_backbone(name)
+
+
+def agent_config(
+    form: str, backbone: BackboneConfig, encoding: int = 8, hidden: int = 8
+) -> AgentConfig:
+    """An agent of any form; its paths are the narrowest, three random ones, and the widest."""
+    if form != "paths":
+        return AgentConfig(form, encoding, hidden)
+    widest, narrowest, *others = random_paths(backbone, 5, seed=7).tolist()
+    paths = tuple(tuple(path) for path in (narrowest, *others, widest))
+    return AgentConfig("paths", encoding, hidden, paths)
+
+
+@torch.no_grad()
 def random_network(
     backbone: BackboneConfig, seed: int = 0, agent: AgentConfig | None = None
 ) -> Network:
     """A network in evaluation mode; each input width has statistics of its own.
 
-    The agent's weights are large, so that its choices differ among images.
+    The agent's weights are such that its choices differ among images.
     """
     torch.manual_seed(seed)
     network, k = Network(backbone, agent or AgentConfig(encoding=8, hidden=8)), backbone.groups
-    with torch.no_grad():
-        for conv in network.convs:
-            conv.gamma.uniform_(0.5, 1.5)
-            conv.beta.normal_(0, 0.3)
-            conv.mean.normal_(0, 0.3)
-            # The fewer inputs, the less they vary; so no width's signal dies away.
-            conv.var.uniform_(0.4, 1).mul_(torch.linspace(0, 1, k + 1)[1:, None])
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                randomise_norm(module)
+    for conv in (*network.convs, *network.projections.values()):
+        conv.gamma.uniform_(0.5, 1.5)
+        conv.beta.normal_(0, 0.3)
+        conv.mean.normal_(0, 0.3)
+        # The fewer inputs, the less they vary; so no width's signal dies away.
+        conv.var.uniform_(0.4, 1).mul_(torch.linspace(0, 1, k + 1)[1:, None])
+    network.eval().requires_grad_(False)
+    if isinstance(network.agent, PathAgent):
+        _spread_gains(network, network.agent)
+    else:
         for parameter in network.agent.parameters():
             parameter.mul_(4)
-    return network.eval().requires_grad_(False)
+    return network
+
+
+def _spread_gains(network: Network, agent: PathAgent) -> None:
+    """Let each path gain on some images and lose on others; on half, the glance is the best."""
+    gains = agent(network.glance(random_images(network.backbone, 64, seed=9))[1])
+    mean, deviation = gains.mean(dim=0), gains.std(dim=0)
+    agent.gain.bias.sub_(mean).div_(deviation)
+    agent.gain.weight.div_(deviation[:, None])
+    agent.gain.bias.sub_(((gains - mean) / deviation).amax(dim=1).median())
 
 
 def randomise_norm(norm: nn.BatchNorm2d) -> None:
@@ -78,10 +125,31 @@ def random_images(backbone: BackboneConfig, n: int, seed: int = 0) -> Tensor:
     return (torch.randn(shape, generator=generator) + colour) * contrast
 
 
-def random_paths(backbone: BackboneConfig, n: int, seed: int = 0) -> Tensor:
-    """(n, L) int64: random widths, after a first row all wide and a second all narrow."""
+def random_paths(backbone: BackboneConfig, n: int, seed: int = 0, *, whole: bool = False) -> Tensor:
+    """(n, L) int64: random widths, after a first row all wide and a second all narrow.
+
+    Args:
+        whole: layer 0 is, as agents leave it that decide layer by layer.
+    """
     k = backbone.groups
     generator = torch.Generator().manual_seed(seed)
     paths = torch.randint(1, k + 1, (n, backbone.n_layers), generator=generator)
-    paths[0], paths[1], paths[:, 0] = k, 1, k
+    paths[0], paths[1] = k, 1
+    if whole:
+        paths[:, 0] = k
+    return tied(backbone, paths)
+
+
+def all_paths(backbone: BackboneConfig, *, whole: bool = False) -> Tensor:
+    """Every path (P, L) int64, the narrowest first; `whole` as in `random_paths`."""
+    k = backbone.groups
+    first = [k] if whole else range(1, k + 1)
+    free = [[1] if backbone.tied(i) else range(1, k + 1) for i in range(1, backbone.n_layers)]
+    return tied(backbone, torch.tensor(list(itertools.product(first, *free))))
+
+
+def tied(backbone: BackboneConfig, paths: Tensor) -> Tensor:
+    """Paths (N, L) with their tied layers as wide as they must be."""
+    for layer in filter(backbone.tied, range(backbone.n_layers)):
+        paths[:, layer] = paths[:, layer - 2]
     return paths

@@ -51,14 +51,20 @@ def test_vgg16_of_large_images_has_three_linear_layers(size, linears, pool_to):
 
 
 @pytest.mark.parametrize(("name", "change"), [("resnet20", "pad"), ("resnet18", "project")])
-def test_resnet_second_convolutions_add_to_the_stream_that_first_ones_read(name, change):
+def test_resnet_second_convolutions_add_what_first_ones_read(name, change):
     layers = build(name, 10).layers
+    assert layers[0].shortcut is None
     for first, second in zip(layers[1::2], layers[2::2], strict=True):
         changed = first.in_channels != first.out_channels
-        assert (first.reads, first.shortcut, first.stride) == ("stream", None, 1 + changed)
-        assert (second.reads, second.stride) == ("previous", 1)
+        assert (first.shortcut, first.stride) == (None, 1 + changed)
+        assert second.stride == 1
         assert second.shortcut == (change if changed else "identity")
         assert (second.projection is not None) == (changed and change == "project")
+
+
+@pytest.mark.parametrize("name", ["mcifarnet", "vgg16"])
+def test_build_of_a_chain_adds_nothing(name):
+    assert all(layer.shortcut is None for layer in build(name, 10).layers)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from models.bundle import (
 from models.bundle import TestPoint as BudgetPoint  # Or pytest takes it for a test.
 from models.config import AgentConfig
 from models.preprocess import Preprocessing
-from tests.models.support import tiny_backbone
+from tests.models.support import agent_config, make_backbone, tiny_backbone
 
+FORMS = ["paths", "priced", "paper"]
 CALIBRATION = (
     CalibrationPoint(penalty=8.0, fraction=0.30004, accuracy=0.5),
     CalibrationPoint(penalty=2.0, fraction=0.5, accuracy=0.6),
@@ -51,6 +52,13 @@ def make_card(**changes):
     return replace(card, **changes)
 
 
+def card_of(form, backbone):
+    """A card of a backbone with an agent of any form."""
+    agent = agent_config(form, backbone, encoding=4, hidden=5)
+    labels = tuple(f"label {i}" for i in range(backbone.classes))
+    return make_card(backbone=backbone, agent=agent, labels=labels)
+
+
 def make_tensors(card):
     rng = np.random.default_rng(0)
     shapes = tensor_shapes(card.backbone, card.agent)
@@ -72,8 +80,10 @@ def edit(bundle, change):
     (bundle / CARD).write_text(json.dumps(values))
 
 
-def test_read_bundle_gives_back_what_was_written(tmp_path):
-    card = make_card()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["tiny", "stream", "mcifarnet", "resnet18"])
+def test_read_bundle_gives_back_what_was_written(tmp_path, name, form):
+    card = card_of(form, make_backbone(name))
     tensors = make_tensors(card)
     tensors["conv.0.weight"] = tensors["conv.0.weight"].astype(np.float16)
     written = write_bundle(tmp_path / "new" / "tiny", card, tensors, b"a picture")
@@ -151,7 +161,7 @@ def test_read_bundle_of_a_file_name_elsewhere_raises(bundle, name):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, FORMAT + 1, str(FORMAT), None])
+@pytest.mark.parametrize("version", [0, 1, FORMAT + 1, str(FORMAT), None])
 def test_read_bundle_of_an_unknown_version_raises(bundle, version):
     edit(bundle, lambda values: values.update(format=version))
     with pytest.raises(BundleError, match=f"bundle format {version!r} is unknown"):
@@ -169,6 +179,8 @@ CHANGES = {
     "layers of text": lambda v: v["backbone"].update(layers=["a"]),
     "unknown agent": lambda v: v["agent"].update(form="free"),
     "wider agent": lambda v: v["agent"].update(hidden=6),
+    "no paths": lambda v: v["agent"].pop("paths"),
+    "paths of another agent": lambda v: v["agent"].update(paths=[[1] * 6]),
     "no MACs": lambda v: v.pop("macs"),
     "other MACs": lambda v: v["macs"].update(full=1),
     "no calibration": lambda v: v["calibration"].clear(),
@@ -187,6 +199,27 @@ def test_read_bundle_of_a_tampered_card_raises(bundle, change):
         read_bundle(bundle)
 
 
+PATH_CHANGES = {
+    "short": lambda paths: paths[1].pop(),
+    "long": lambda paths: paths[1].append(1),
+    "too wide": lambda paths: paths[1].__setitem__(0, 4),
+    "not tied": lambda paths: paths.append([3, 3, 3, 3, 1, 3]),
+    "narrowest twice": lambda paths: paths.append([1] * 6),
+    "text": lambda paths: paths.append("widest"),
+    "none": lambda paths: paths.clear(),
+    "one more": lambda paths: paths.append([1, 1, 1, 1, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("change", PATH_CHANGES.values(), ids=PATH_CHANGES)
+def test_read_bundle_of_tampered_paths_raises(tmp_path, change):
+    card = card_of("paths", tiny_backbone())
+    write_bundle(tmp_path / "tiny", card, make_tensors(card))
+    edit(tmp_path / "tiny", lambda values: change(values["agent"]["paths"]))
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path / "tiny")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "\x00"])
 def test_read_bundle_of_a_card_that_is_no_object_raises(bundle, text):
     (bundle / CARD).write_text(text)
@@ -194,7 +227,7 @@ def test_read_bundle_of_a_card_that_is_no_object_raises(bundle, text):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["conv.1.scale", "agent.cell.bias_hh", "projection.2.bias"])
+@pytest.mark.parametrize("name", ["conv.1.scale", "agent.cell.bias_hh", "projection.2.scale"])
 def test_read_bundle_of_a_tensor_of_another_shape_raises(tmp_path, name):
     tensors = make_tensors(make_card())
     tensors[name] = tensors[name][..., 1:].copy()
@@ -265,7 +298,8 @@ def test_penalty_of_a_budget_out_of_reach_raises(budget):
         make_card().penalty(budget)
 
 
-def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more():
-    card = make_card()
+@pytest.mark.parametrize("form", FORMS)
+def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more(form):
+    card = card_of(form, tiny_backbone())
     table = card.table()
     assert 0 <= card.min_cap * table.full - table.least <= 1e-4 * table.full

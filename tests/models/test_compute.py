@@ -16,16 +16,19 @@ from models.compute import (
     cap_macs,
     mac_table,
     path_macs,
+    path_price,
     price,
     step_price,
 )
-from models.config import AgentConfig, BackboneConfig, ConvConfig
+from models.config import AgentConfig, BackboneConfig, ConvConfig, decisions
 from tests.models.support import (
-    SMALL,
+    ALL,
+    agent_config,
+    all_paths,
+    make_backbone,
     random_images,
     random_network,
     random_paths,
-    small_backbone,
     tiny_backbone,
 )
 
@@ -36,6 +39,9 @@ PUBLISHED = [
     ("resnet20", 10, 32, 40.55e6),
     ("resnet18", 1000, 224, 1.814e9),
 ]
+# Few enough paths to try them all; the last layer is a decision in one and tied in the other.
+FEW = ["tiny", "stream"]
+LAYERWISE = ["priced", "paper"]
 
 
 def counted_macs(call):
@@ -47,10 +53,29 @@ def counted_macs(call):
     return flops // FLOPS_PER_MAC
 
 
+def written_out(backbone, path):
+    """MACs of a path's convolutions and linear layers, from their published shapes."""
+    channels = [
+        layer.out_channels * w // backbone.groups
+        for layer, w in zip(backbone.layers, path, strict=True)
+    ]
+    reads, total, size = [3, *channels], 0, backbone.image_size
+    for index, layer in enumerate(backbone.layers):
+        size = (size + 2 * layer.padding - layer.kernel) // layer.stride + 1
+        total += reads[index] * channels[index] * layer.kernel**2 * size**2
+        if layer.shortcut == "project":
+            total += reads[index - 1] * channels[index] * size**2
+        if layer.pool:
+            kernel, stride, padding = layer.pool
+            size = (size + 2 * padding - kernel) // stride + 1
+    features = channels[-1] * backbone.pool_to**2
+    return total + sum(map(math.prod, itertools.pairwise((features, *backbone.linears))))
+
+
 def decide(network, path):
     """The agent's steps of one image, sliced to the channels that the path computes."""
     agent, hidden = network.agent, network.agent.start(1)
-    for layer in range(1, network.backbone.n_layers):
+    for layer in decisions(network.backbone, agent.config):
         channels = network.backbone.in_channels(layer, path[layer - 1])
         encoder = agent.encoder[str(layer)]
         encoded = F.linear(torch.ones(1, channels), encoder.weight[:, :channels], encoder.bias)
@@ -60,19 +85,33 @@ def decide(network, path):
         agent.decoder(hidden)
 
 
-def all_paths(backbone):
-    widths = range(1, backbone.groups + 1)
-    rest = itertools.product(widths, repeat=backbone.n_layers - 1)
-    return np.array([(backbone.groups, *path) for path in rest])
+def make_table(name, form="priced", **sizes):
+    backbone = make_backbone(name)
+    return mac_table(backbone, agent_config(form, backbone, **sizes))
 
 
-@pytest.mark.parametrize("name", SMALL)
+def decided(table, path):
+    """Where in the table's arrays each decision along a path stands."""
+    widths = [table.groups - 1] * 2 + [width - 1 for width in path]
+    return [(layer, *widths[layer : layer + 3]) for layer in table.decisions]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_path_macs_of_sliced_network_equal_torchs_count(name):
-    network = random_network(small_backbone(name))
+    network = random_network(make_backbone(name))
     images = random_images(network.backbone, 1)
     for path in random_paths(network.backbone, 5).tolist():
         expected = path_macs(np.array([path]), network.table, agent=False)
         assert counted_macs(lambda p=path: network(images, p)) == expected[0]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_path_macs_equal_the_sum_over_published_shapes(name):
+    backbone, table = make_backbone(name), make_table(name)
+    paths = random_paths(backbone, 30).numpy()
+    expected = [written_out(backbone, path) for path in paths.tolist()]
+    assert path_macs(paths, table, agent=False).tolist() == expected
+    assert len(set(expected)) > 20
 
 
 def test_path_macs_on_a_pooled_map_equal_torchs_count():
@@ -83,73 +122,29 @@ def test_path_macs_on_a_pooled_map_equal_torchs_count():
         assert counted_macs(lambda p=path: network(images, p)) == expected[0]
 
 
-@pytest.mark.parametrize("form", ["priced", "paper"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", ALL)
 def test_agent_macs_of_sliced_decisions_equal_torchs_count(name, form):
-    network = random_network(small_backbone(name), agent=AgentConfig(form, encoding=6, hidden=10))
-    for path in random_paths(network.backbone, 3).tolist():
+    backbone = make_backbone(name)
+    network = random_network(backbone, agent=AgentConfig(form, encoding=6, hidden=10))
+    for path in random_paths(backbone, 3, whole=True).tolist():
         expected = agent_macs(np.array([path]), network.table)
         assert counted_macs(lambda p=path: decide(network, p)) == expected[0]
 
 
-def glance_paths(backbone):
-    """All paths that can be taken after a glance: width 1 of layer 1 is final."""
-    paths = all_paths(backbone)
-    return paths[(paths[:, 1] > 1) | (paths[:, 1:] == 1).all(axis=1)]
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_path_macs_after_a_glance_equal_torchs_count(name):
-    agent = AgentConfig(encoding=6, hidden=10, glance=True)
-    network = random_network(small_backbone(name), agent=agent)
-    backbone, images = network.backbone, random_images(network.backbone, 1)
-    k, n_layers = backbone.groups, backbone.n_layers
-    narrowest = [k] + [1] * (n_layers - 1)
-    stem = int(network.table.layers[0, -1, -1])
-    features = network.agent.encoder["1"].in_features
-
-    def first_decision():
-        encoder, hidden = network.agent.encoder["1"], network.agent.start(1)
-        encoded = torch.cat([encoder(torch.ones(1, features)), torch.zeros(1, 1)], dim=1)
-        network.agent.decoder(network.agent.cell(encoded, hidden))
-
-    glance = counted_macs(lambda: network(images, narrowest)) + counted_macs(first_decision)
-    (stopped,) = path_macs(np.array([narrowest]), network.table, agent=True)
-    assert stopped == glance
-    for path in random_paths(backbone, 4).tolist():
-        path[1] = max(path[1], 2)
-        later = range(2, n_layers)
-        decisions = sum(int(network.table.agent[step, path[step - 1] - 1]) for step in later)
-        second = counted_macs(lambda p=path: network(images, p)) - stem
-        (macs,) = path_macs(np.array([path]), network.table, agent=True)
-        assert macs == glance + second + decisions
-        assert agent_macs(np.array([path]), network.table)[0] == macs - second - stem
-
-
-def test_after_and_least_with_a_glance_equal_the_cheapest_of_all_paths():
-    backbone = tiny_backbone()
-    table = mac_table(backbone, AgentConfig(encoding=4, hidden=5, glance=True))
-    paths = glance_paths(backbone)
-    totals = path_macs(paths, table, agent=True)
-    assert table.least == totals.min() == totals[(paths[:, 1] == 1).argmax()]
-    for width in range(1, backbone.groups + 1):
-        cheapest = totals[paths[:, 1] == width].min()
-        assert table.start + table.after()[1, -1, width - 1] == cheapest
-
-
-def test_mac_table_with_a_glance_where_nothing_can_be_pruned_is_refused():
-    single = BackboneConfig("single", 8, (ConvConfig("a", "an", 3, 4),), (3,), ("f",))
-    assert mac_table(single, AgentConfig()).least == mac_table(single, AgentConfig()).full
-    with pytest.raises(ValueError, match="no narrower path"):
-        mac_table(single, AgentConfig(glance=True))
-
-
-def test_price_with_a_glance_is_nothing_for_its_answer():
-    table = mac_table(tiny_backbone(), AgentConfig(glance=True))
-    assert (price(table, "priced")[1, :, 0] == 0).all()
-    assert (price(table, "priced")[1, :, 1:] > 0).all()
-    plain = price(mac_table(tiny_backbone(), AgentConfig()), "priced")
-    assert (price(table, "priced")[1, :, 1:] == plain[1, :, 1:]).all()
+    backbone = make_backbone(name)
+    network = random_network(backbone, agent=agent_config("paths", backbone, hidden=10))
+    images, table = random_images(backbone, 1), network.table
+    glance = counted_macs(lambda: network.agent(network.glance(images)[1]))
+    assert table.glance == table.start == table.least == glance
+    narrowest, *others = network.agent.config.paths
+    assert path_macs(np.array([narrowest]), table, agent=True) == glance
+    for path in others:
+        again = counted_macs(lambda p=path: network(images, p))
+        assert path_macs(np.array([path]), table, agent=True) == glance + again
+        assert agent_macs(np.array([path]), table) == glance
 
 
 @pytest.mark.parametrize(("name", "classes", "size", "macs"), PUBLISHED)
@@ -158,41 +153,71 @@ def test_mac_table_of_published_backbone_gives_published_total(name, classes, si
     assert mac_table(backbone, AgentConfig()).full == pytest.approx(macs, rel=5e-4)
 
 
-def test_full_is_the_widest_path_without_agent():
-    table = mac_table(tiny_backbone(), AgentConfig())
-    assert table.full == path_macs(all_paths(tiny_backbone())[-1:], table, agent=False)[0]
+def test_mac_table_of_paths_of_another_backbone_raises():
+    agent = agent_config("paths", make_backbone("stream"))
+    with pytest.raises(ValueError, match="is none of backbone tiny"):
+        mac_table(tiny_backbone(), agent)
 
 
-def test_least_is_the_cheapest_of_all_paths_with_agent():
-    table = mac_table(tiny_backbone(), AgentConfig(encoding=4, hidden=5))
-    assert table.least == path_macs(all_paths(tiny_backbone()), table, agent=True).min()
+@pytest.mark.parametrize("form", ["paths", *LAYERWISE])
+@pytest.mark.parametrize("name", FEW)
+def test_full_is_the_widest_path_without_agent(name, form):
+    table, widest = make_table(name, form), all_paths(make_backbone(name))[-1:].numpy()
+    assert table.full == path_macs(widest, table, agent=False)[0]
 
 
-def test_after_equals_the_cheapest_of_all_paths_through_each_choice():
-    backbone = tiny_backbone()
-    table = mac_table(backbone, AgentConfig(encoding=4, hidden=5))
-    paths, after = all_paths(backbone), table.after()
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", FEW)
+def test_least_is_the_cheapest_of_all_paths_with_agent(name, form):
+    table, paths = make_table(name, form), all_paths(make_backbone(name), whole=True).numpy()
+    assert table.least == path_macs(paths, table, agent=True).min()
+
+
+def test_least_where_nothing_can_be_pruned_is_the_whole():
+    single = BackboneConfig("single", 8, (ConvConfig("a", "an", 3, 4),), (3,), ("f",))
+    table = mac_table(single, AgentConfig())
+    assert table.least == table.start == table.full
+
+
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", ALL)
+def test_steps_along_any_path_add_up_to_its_macs(name, form):
+    table, paths = make_table(name, form), random_paths(make_backbone(name), 20, whole=True).numpy()
+    steps = table.steps()
+    found = [table.start + sum(steps[here] for here in decided(table, path)) for path in paths]
+    assert found == path_macs(paths, table, agent=True).tolist()
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_after_equals_the_cheapest_of_all_paths_through_each_decision(name):
+    table = make_table(name, encoding=4, hidden=5)
+    paths, steps, after = all_paths(make_backbone(name), whole=True).numpy(), table.steps(), {}
     totals = path_macs(paths, table, agent=True)
-    rest = totals.copy()
-    for layer in range(backbone.n_layers):
-        # What is left once the layers before `layer` are paid.
-        before = paths[:, max(layer - 1, 0)] - 1
-        for i, o in itertools.product(range(backbone.groups), repeat=2):
-            through = (before == i) & (paths[:, layer] - 1 == o)
-            if through.any():
-                assert after[layer, i, o] == rest[through].min()
-                assert table.rest()[layer, i] <= after[layer, i, o]
-        rest = rest - table.steps()[layer, before, paths[:, layer] - 1]
+    for path, rest in zip(paths, totals - table.start, strict=True):
+        for here in decided(table, path):
+            after[here] = min(rest, after.get(here, rest))
+            rest -= steps[here]
+    assert {here: table.after()[here] for here in after} == after
 
 
-def test_rest_at_the_end_is_the_head():
-    table = mac_table(tiny_backbone(), AgentConfig())
-    assert table.rest()[-1].tolist() == table.head.tolist()
-
-
-def test_rest_equals_the_least_of_after():
-    table = mac_table(small_backbone("mcifarnet"), AgentConfig())
-    assert (table.rest()[:-1] == table.after().min(axis=2)).all()
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", ALL)
+def test_after_lets_every_cap_be_kept_whatever_was_chosen_within_it(name, form):
+    table, rng = make_table(name, form), np.random.default_rng(0)
+    backbone, steps, after = make_backbone(name), table.steps(), table.after()
+    for limit in np.linspace(table.least, table.full, 20).astype(int):
+        left, path = limit - table.start, []
+        for layer in range(backbone.n_layers):
+            whole_before = [table.groups] * 2 + path
+            if layer in table.decisions:
+                here = layer, whole_before[-2] - 1, whole_before[-1] - 1
+                allowed = np.flatnonzero(after[here] <= left)
+                assert len(allowed)
+                path.append(int(rng.choice(allowed)) + 1)
+                left -= steps[*here, path[-1] - 1]
+            else:
+                path.append(whole_before[-2])
+        assert path_macs(np.array([path]), table, agent=True) == limit - left <= limit
 
 
 @pytest.mark.parametrize(
@@ -206,36 +231,49 @@ def test_cap_macs_of_many_shares_keeps_their_order():
     assert cap_macs(np.array([0.3, 1.0, 0.1]), 10).tolist() == [3, 10, 1]
 
 
-def test_step_price_of_macs_is_the_share_of_the_full_network():
-    table = mac_table(tiny_backbone(), AgentConfig())
-    assert step_price(table, "priced")[2, 0, 1] == pytest.approx(table.layers[2, 0, 1] / table.full)
+@pytest.mark.parametrize("name", ALL)
+def test_step_price_of_macs_along_a_path_adds_up_to_the_share_of_the_backbones(name):
+    table, paths = make_table(name), random_paths(make_backbone(name), 10, whole=True).numpy()
+    prices = step_price(table, "priced")
+    found = [sum(prices[here] for here in decided(table, path)) for path in paths]
+    shares = (path_macs(paths, table, agent=False) - table.start) / table.full
+    np.testing.assert_allclose(found, shares, rtol=1e-5)
 
 
-def test_step_price_of_paper_is_the_number_of_groups():
-    table = mac_table(tiny_backbone(), AgentConfig())
-    prices = step_price(table, "paper")
-    assert prices.shape == table.layers.shape
-    assert (prices == [1, 2, 3]).all()
+@pytest.mark.parametrize("name", FEW)
+def test_step_price_of_paper_is_the_number_of_groups_where_a_decision_is_made(name):
+    table = make_table(name, "paper")
+    for layer, prices in enumerate(step_price(table, "paper")):
+        assert (prices == ([1, 2, 3] if layer in table.decisions else 0)).all()
 
 
-@pytest.mark.parametrize("form", ["priced", "paper"])
-def test_price_equals_the_cheapest_rest_of_all_paths(form):
-    backbone = tiny_backbone()
-    table = mac_table(backbone, AgentConfig())
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", FEW)
+def test_price_equals_the_cheapest_rest_of_all_paths(name, form):
+    table, cheapest = make_table(name, form), {}
     steps, prices = step_price(table, form), price(table, form)
-    layers = range(backbone.n_layers)
-    for layer, i, o in itertools.product(layers, range(3), range(3)):
-        rest = itertools.product(range(3), repeat=backbone.n_layers - layer - 1)
-        cheapest = min(
-            math.fsum(
-                steps[layer + n, before, after]
-                for n, (before, after) in enumerate(itertools.pairwise((i, o, *path)))
-            )
-            for path in rest
-        )
-        assert prices[layer, i, o] == pytest.approx(cheapest, rel=1e-6)
+    for path in all_paths(make_backbone(name), whole=True).tolist():
+        rest = 0.0
+        for here in reversed(decided(table, path)):
+            rest += float(steps[here])
+            cheapest[here] = min(rest, cheapest.get(here, rest))
+    for here, expected in cheapest.items():
+        assert prices[here] == pytest.approx(expected, rel=1e-6)
 
 
-def test_price_of_wider_choice_is_higher():
-    prices = price(mac_table(small_backbone("resnet20"), AgentConfig()), "priced")
-    assert (np.diff(prices, axis=2) > 0).all()
+@pytest.mark.parametrize("form", LAYERWISE)
+@pytest.mark.parametrize("name", ALL)
+def test_price_of_wider_choice_is_higher(name, form):
+    table = make_table(name, form)
+    assert (np.diff(price(table, form)[list(table.decisions)], axis=3) > 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_path_price_is_the_share_that_is_spent_after_the_glance(name):
+    backbone, table = make_backbone(name), make_table(name, "paths")
+    paths = np.array(agent_config("paths", backbone).paths)
+    first, *others = path_price(table, paths)
+    assert first == 0
+    shares = [written_out(backbone, path) / table.full for path in paths[1:].tolist()]
+    np.testing.assert_allclose(others, shares, rtol=1e-6)
+    assert others[-1] == 1

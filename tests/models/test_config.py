@@ -7,23 +7,42 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.config import BackboneConfig, to_dict
-from tests.models.support import SMALL, random_images, random_network, small_backbone, tiny_backbone
+from models.config import (
+    AgentConfig,
+    BackboneConfig,
+    ConvConfig,
+    check_paths,
+    decisions,
+    glance_features,
+    to_dict,
+)
+from tests.models.support import (
+    ALL,
+    agent_config,
+    make_backbone,
+    random_images,
+    random_network,
+    stream_backbone,
+    tiny_backbone,
+)
 
-BACKBONES = ["tiny", *SMALL]
+FORMS = ["paths", "priced", "paper"]
+NARROWEST = (1,) * 6
 
 
-def make_backbone(name):
-    return tiny_backbone() if name == "tiny" else small_backbone(name)
-
-
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ALL)
 def test_backbone_config_through_json_is_the_same(name):
     backbone = make_backbone(name)
     assert BackboneConfig.from_dict(json.loads(json.dumps(to_dict(backbone)))) == backbone
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("form", FORMS)
+def test_agent_config_through_json_is_the_same(form):
+    agent = agent_config(form, tiny_backbone(), encoding=3, hidden=5)
+    assert AgentConfig.from_dict(json.loads(json.dumps(to_dict(agent)))) == agent
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_sizes_are_those_that_torch_computes(name):
     network, sizes = random_network(make_backbone(name)), []
     for conv in network.convs:
@@ -36,30 +55,48 @@ def test_sizes_are_those_that_torch_computes(name):
     assert network.backbone.sizes() == [*sizes, end.shape[-1]]
 
 
-def test_in_channels_of_a_layer_that_reads_the_stream_are_all_channels():
+def test_in_channels_follow_the_width_before_also_at_the_end():
     backbone = tiny_backbone()
-    assert [backbone.in_channels(1, width) for width in (1, 2, 3)] == [6, 6, 6]
-    assert [backbone.in_channels(3, width) for width in (1, 2, 3)] == [9, 9, 9]
-
-
-def test_in_channels_of_other_layers_follow_the_width_before():
-    backbone = tiny_backbone()
-    assert [backbone.in_channels(2, width) for width in (1, 2, 3)] == [3, 6, 9]
-    assert [backbone.in_channels(4, width) for width in (1, 2, 3)] == [2, 4, 6]
-
-
-def test_in_channels_of_the_first_layer_are_the_images():
-    assert tiny_backbone().in_channels(0, 1) == 3
-
-
-def test_in_channels_of_the_end_follow_a_chains_last_width_but_not_a_streams():
-    assert [tiny_backbone().in_channels(5, width) for width in (1, 2, 3)] == [4, 8, 12]
-    resnet = small_backbone("resnet20")
-    assert {resnet.in_channels(resnet.n_layers, width) for width in range(1, 5)} == {16}
+    channels = [[backbone.in_channels(i, width) for width in (1, 2, 3)] for i in range(7)]
+    assert channels[0] == [3, 3, 3]
+    assert channels[1:4] == [[2, 4, 6], [3, 6, 9], [3, 6, 9]]
+    assert channels[6] == [4, 8, 12]
 
 
 def test_out_channels_are_a_prefix_of_the_groups():
     assert [tiny_backbone().out_channels(1, width) for width in (1, 2, 3)] == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("tiny", [4]), ("stream", [2, 6]), ("mcifarnet", []), ("resnet18", [2, 4, 8, 12, 16])],
+)
+def test_tied_are_the_layers_that_add_their_blocks_input_as_it_is(name, layers):
+    backbone = make_backbone(name)
+    assert [i for i in range(backbone.n_layers) if backbone.tied(i)] == layers
+
+
+def test_projection_reads_what_the_block_reads_and_writes_as_its_layer():
+    backbone = tiny_backbone()
+    projection = ConvConfig("p.0", "p.1", 6, 9, kernel=1, stride=2, padding=0)
+    found = [backbone.projection(i) for i in range(backbone.n_layers)]
+    assert found == [None, None, projection, None, None, None]
+
+
+def test_decisions_layer_by_layer_are_all_but_the_first_and_the_tied():
+    assert decisions(tiny_backbone(), AgentConfig("priced")) == [1, 2, 3, 5]
+    assert decisions(stream_backbone(), AgentConfig("paper")) == [1, 3, 4, 5]
+
+
+def test_decisions_after_a_glance_are_none():
+    assert decisions(tiny_backbone(), agent_config("paths", tiny_backbone())) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "features"), [(3, 2 * 6 + 4), (5, 2 * 10 + 4), (9, 2 * 14 + 4)]
+)
+def test_glance_features_are_shares_and_logarithms_and_the_narrowest_end(classes, features):
+    assert glance_features(replace(tiny_backbone(), linears=(7, classes))) == features
 
 
 def test_backbone_config_of_groups_that_do_not_divide_raises():
@@ -72,7 +109,61 @@ def test_backbone_config_of_unnamed_linear_layer_raises():
         replace(tiny_backbone(), linears=(3,))
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_backbone_config_of_a_block_that_nothing_precedes_raises(layer):
+    layers = list(tiny_backbone().layers)
+    layers[layer] = replace(layers[layer], shortcut="pad")
+    with pytest.raises(ValueError, match="a residual block has two layers, after one"):
+        replace(tiny_backbone(), layers=tuple(layers))
+
+
 @pytest.mark.parametrize("image_size", [0, 1])
 def test_backbone_config_of_images_too_small_raises(image_size):
     with pytest.raises(ValueError, match=f"image_size {image_size} leaves no pixel"):
         replace(tiny_backbone(), image_size=image_size)
+
+
+def test_agent_config_of_an_unknown_form_raises():
+    with pytest.raises(ValueError, match="'free' is unknown: choose 'paths', 'priced' or 'paper'"):
+        AgentConfig("free")
+
+
+@pytest.mark.parametrize(("form", "paths"), [("paths", ()), ("priced", (NARROWEST,))])
+def test_agent_config_of_paths_that_its_form_has_not_raises(form, paths):
+    with pytest.raises(ValueError, match=f"form '{form}' with {len(paths)} paths"):
+        AgentConfig(form, paths=paths)
+
+
+@pytest.mark.parametrize(("form", "inputs"), [("priced", 9), ("paper", 8)])
+def test_agent_config_cell_inputs_count_the_penalty_where_it_is_one(form, inputs):
+    assert AgentConfig(form, encoding=8).cell_inputs == inputs
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_check_paths_of_the_backbones_own_passes(name):
+    backbone = make_backbone(name)
+    check_paths(backbone, agent_config("paths", backbone))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        (3, 3, 3, 3, 3),
+        (3, 3, 3, 3, 3, 3, 3),
+        (3, 3, 0, 3, 0, 3),
+        (3, 3, 4, 3, 4, 3),
+        (3, 3, 2, 3, 1, 3),
+    ],
+    ids=["short", "long", "no group", "a group too many", "not tied"],
+)
+def test_check_paths_of_a_path_that_is_none_raises(path):
+    with pytest.raises(ValueError, match=rf"agent path \[{path[0]}, .*\] is none of backbone tiny"):
+        check_paths(tiny_backbone(), AgentConfig("paths", paths=(NARROWEST, path)))
+
+
+@pytest.mark.parametrize(
+    "paths", [((3,) * 6, (2,) * 6), ((3,) * 6, NARROWEST), (NARROWEST, NARROWEST)]
+)
+def test_check_paths_whose_first_is_not_the_only_narrowest_raises(paths):
+    with pytest.raises(ValueError, match="the first of the agent's paths, and only it"):
+        check_paths(tiny_backbone(), AgentConfig("paths", paths=paths))

@@ -6,8 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.config import ConvConfig
-from models.layers import EPS, FoldedConv, Projection, WidthConv
-from tests.models.support import randomise_norm
+from models.layers import EPS, FoldedConv, WidthConv
 
 GROUPS = 4
 LAYER = ConvConfig("conv", "norm", 8, 12, stride=2)
@@ -111,12 +110,3 @@ def test_folded_conv_equals_width_conv_in_evaluation(conv, i, o):
     folded = FoldedConv(LAYER, conv.weight, *conv.affine())
     x, channels = prefix(i), LAYER.out_channels * o // GROUPS
     torch.testing.assert_close(folded(x, i, channels), conv(x, i, channels), rtol=1e-4, atol=1e-5)
-
-
-def test_projection_folded_equals_itself_in_evaluation():
-    torch.manual_seed(0)
-    projection = Projection(8, 12, 2).eval()
-    randomise_norm(projection.norm)
-    x = prefix(4)
-    found = F.conv2d(x, *projection.folded(), stride=2)
-    torch.testing.assert_close(found, projection(x), rtol=1e-4, atol=1e-5)

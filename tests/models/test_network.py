@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.compute import FLOPS_PER_MAC, cap_macs, path_macs
@@ -12,30 +11,33 @@ from models.config import AgentConfig
 from models.network import Greedy
 from models.weights import folded
 from tests.models.support import (
-    SMALL,
+    ALL,
+    agent_config,
+    all_paths,
+    make_backbone,
     random_images,
     random_network,
     random_paths,
-    small_backbone,
     tiny_backbone,
 )
 
 N = 12
+FORMS = ["paths", "priced", "paper"]
 # Of the way from the lowest cap to 1.
 SHARES = np.resize([0.01, 0.1, 0.3, 0.6, 1.0], N)
+# Above any path with its agent.
+NO_CAP = torch.full((N,), 2.0, dtype=torch.float64)
 
 
-def make_backbone(name):
-    return tiny_backbone() if name == "tiny" else small_backbone(name)
-
-
-ALL = ["tiny", *SMALL]
+def make_network(name, form="priced", seed=0):
+    backbone = make_backbone(name)
+    return random_network(backbone, seed, agent_config(form, backbone))
 
 
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("name", ALL)
 def test_along_mixed_paths_equals_each_image_alone_on_its_path(name, fold):
-    network = random_network(make_backbone(name))
+    network = make_network(name)
     network = folded(network) if fold else network
     images, paths = random_images(network.backbone, N), random_paths(network.backbone, N)
     found = network.along(images, paths)
@@ -46,8 +48,29 @@ def test_along_mixed_paths_equals_each_image_alone_on_its_path(name, fold):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_along_one_path_equals_forward(name):
+    network, images = make_network(name), random_images(make_backbone(name), N)
+    for path in random_paths(network.backbone, 4):
+        expected = network(images, path.tolist())
+        found = network.along(images, path.expand(N, -1))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "stream"])
+def test_along_mixed_paths_gives_the_gradients_of_each_image_alone(name):
+    network = make_network(name).requires_grad_(True)
+    images, paths = random_images(network.backbone, N), random_paths(network.backbone, N)
+    parts = (network.convs, network.projections, network.head)
+    weights = [value for part in parts for value in part.parameters()]
+    alone = [network(image[None], path.tolist()) for image, path in zip(images, paths, strict=True)]
+    expected = torch.autograd.grad(torch.cat(alone).square().sum(), weights)
+    found = torch.autograd.grad(network.along(images, paths).square().sum(), weights)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_folded_network_equals_itself_unfolded(name):
-    network = random_network(make_backbone(name))
+    network = make_network(name)
     images = random_images(network.backbone, N)
     for path in random_paths(network.backbone, 4).tolist():
         expected, found = network(images, path), folded(network)(images, path)
@@ -56,18 +79,54 @@ def test_folded_network_equals_itself_unfolded(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_forward_of_narrower_layer_changes_the_answer(name):
-    network = random_network(make_backbone(name))
-    images, k = random_images(network.backbone, 2), network.backbone.groups
-    full = [k] * network.backbone.n_layers
+    network = make_network(name)
+    backbone, images = network.backbone, random_images(network.backbone, 2)
+    full = [backbone.groups] * backbone.n_layers
     expected = network(images, full)
-    for layer in range(1, network.backbone.n_layers):
-        path = [*full[:layer], k - 1, *full[layer + 1 :]]
+    for layer in range(backbone.n_layers):
+        if backbone.tied(layer):
+            continue
+        path = list(full)
+        path[layer] -= 1
+        while layer + 2 < backbone.n_layers and backbone.tied(layer + 2):
+            layer += 2
+            path[layer] -= 1
         assert not torch.allclose(network(images, path), expected, atol=1e-3)
+
+
+@torch.no_grad()
+def spoil_the_rest(network, path):
+    """Change, in all that the network holds, whatever a path must not read."""
+    backbone, k = network.backbone, network.backbone.groups
+    widths = [k, k, *path]
+    convs = [(conv, i, widths[i + 1]) for i, conv in enumerate(network.convs)]
+    convs += [(conv, int(i), widths[int(i)]) for i, conv in network.projections.items()]
+    for conv, layer, reads in convs:
+        computed = backbone.out_channels(layer, path[layer])
+        whole = conv.weight.shape[1]
+        conv.weight[computed:] = 1e3
+        conv.weight[:, whole * reads // k if layer else whole :] = 1e3
+        rows = [row for row in range(k) if row != reads - 1]
+        for norm in (conv.gamma, conv.beta, conv.mean, conv.var):
+            norm[rows] = norm[:, computed:] = 1e3
+    features = backbone.in_channels(backbone.n_layers, path[-1]) * backbone.pool_to**2
+    network.head[0].weight[:, features:] = 1e3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_forward_and_along_read_nothing_beyond_the_prefixes(name):
+    images = random_images(make_backbone(name), 3)
+    for path in random_paths(make_backbone(name), 4, seed=3).tolist()[1:]:
+        network, paths = make_network(name), torch.tensor([path] * 3)
+        expected, along = network(images, path), network.along(images, paths)
+        spoil_the_rest(network, path)
+        assert torch.equal(network(images, path), expected)
+        assert torch.equal(network.along(images, paths), along)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_along_mixed_paths_computes_nothing_for_a_channel_that_is_off(name):
-    network = random_network(make_backbone(name))
+    network = make_network(name)
     images, paths = random_images(network.backbone, N), random_paths(network.backbone, N)
     # The end runs on whole maps: a linear layer's few MACs are not worth a batch of their own.
     macs = path_macs(paths.numpy(), network.table, agent=False)
@@ -77,141 +136,136 @@ def test_along_mixed_paths_computes_nothing_for_a_channel_that_is_off(name):
     assert counter.get_total_flops() == FLOPS_PER_MAC * (macs + ends).sum()
 
 
-def test_run_gives_the_chooser_pooled_inputs_and_the_width_before():
-    network = random_network(tiny_backbone())
-    images, paths = random_images(network.backbone, N), random_paths(network.backbone, N)
-    seen = []
+@pytest.mark.parametrize("form", FORMS)
+def test_network_of_no_images_gives_no_answers(form):
+    network = make_network("stream", form)
+    images, nothing = random_images(network.backbone, 1)[:0], torch.zeros(0)
+    logits, trace = network.by_policy(images, nothing, nothing.double())
+    assert logits.shape == (0, 3)
+    assert trace.widths.shape == (0, 7)
+    assert network.along(images, trace.widths).shape == (0, 3)
 
-    def choose(layer, pooled, before):
-        seen.append((layer, before.tolist()))
-        assert pooled.shape == (N, network.backbone.layers[layer].in_channels)
+
+@pytest.mark.parametrize("name", ALL)
+def test_run_gives_the_chooser_pooled_inputs_and_the_widths_before(name):
+    network = make_network(name)
+    backbone, layers = network.backbone, []
+    images, paths = random_images(backbone, N), random_paths(backbone, N, whole=True)
+
+    def choose(layer, pooled, earlier, before):
+        layers.append(layer)
+        whole = torch.full((N,), backbone.groups)
+        assert torch.equal(earlier, paths[:, layer - 2] if layer > 1 else whole)
+        assert torch.equal(before, paths[:, layer - 1])
+        # What the layer before computed, and nothing else.
+        for image, width in zip(pooled, before.tolist(), strict=True):
+            channels = backbone.in_channels(layer, width)
+            assert len(image) == backbone.layers[layer].in_channels
+            assert not image[channels:].any()
+        assert pooled.any()
         return paths[:, layer]
 
-    _, trace = network.run(images, choose)
-    assert seen == [(layer, paths[:, layer - 1].tolist()) for layer in (1, 2, 3, 4)]
+    logits, trace = network.run(images, choose)
+    assert tuple(layers) == network.table.decisions
     assert torch.equal(trace.widths, paths)
-    # Layer 2 reads what layer 1 computed, and nothing else.
-    for pooled, width in zip(trace.pooled[1], paths[:, 1].tolist(), strict=True):
-        assert not pooled[3 * width :].any()
-        assert pooled[: 3 * width].any()
+    assert len(trace.seen) == len(layers)
+    torch.testing.assert_close(logits, network.along(images, paths))
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_run_pools_the_mean_of_what_enters_each_layer(width):
-    network, entered = random_network(tiny_backbone()), []
-    for conv in network.convs[1:]:
-        conv.register_forward_pre_hook(lambda _conv, inputs: entered.append(inputs[0].mean((2, 3))))
-    images, paths = random_images(network.backbone, N), torch.full((N,), width)
-    _, trace = network.run(images, lambda _layer, _pooled, _before: paths)
-    for pooled, expected in zip(trace.pooled, entered, strict=True):
+def test_run_pools_the_mean_of_what_enters_each_decided_layer(width):
+    network, entered = make_network("tiny"), []
+    for layer in (1, 2, 3, 5):
+        network.convs[layer].register_forward_pre_hook(
+            lambda _conv, inputs: entered.append(inputs[0].mean((2, 3)))
+        )
+    images, chosen = random_images(network.backbone, N), torch.full((N,), width)
+    _, trace = network.run(images, lambda *_: chosen)
+    for pooled, expected in zip(trace.seen, entered, strict=True):
         torch.testing.assert_close(pooled[:, : expected.shape[1]], expected)
         assert not pooled[:, expected.shape[1] :].any()
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.3, 1e6])
+@pytest.mark.parametrize("form", ["priced", "paper"])
 @pytest.mark.parametrize("name", ALL)
-def test_by_policy_never_prunes_the_first_layer(name, penalty):
-    network = random_network(make_backbone(name))
+def test_by_policy_layer_by_layer_leaves_the_first_layer_whole(name, form, penalty):
+    network = make_network(name, form)
     images = random_images(network.backbone, N)
-    _, trace = network.by_policy(images, torch.full((N,), penalty), torch.ones(N))
+    _, trace = network.by_policy(images, torch.full((N,), penalty), NO_CAP)
     assert (trace.widths[:, 0] == network.backbone.groups).all()
-    assert penalty < 1e6 or (trace.widths[:, 1:] == 1).all()
+    narrowest = random_paths(network.backbone, 2, whole=True)[1]
+    assert penalty < 1e6 or (trace.widths == narrowest).all()
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ALL)
-def test_by_policy_answers_as_along_the_paths_that_it_chose(name):
-    network = random_network(make_backbone(name))
+def test_by_policy_answers_as_along_the_paths_that_it_chose(name, form):
+    network = make_network(name, form)
     images = random_images(network.backbone, N)
-    logits, trace = network.by_policy(images, torch.full((N,), 0.2), torch.ones(N))
+    logits, trace = network.by_policy(images, torch.full((N,), 0.2), NO_CAP)
     assert len(trace.widths.unique(dim=0)) > 1
-    torch.testing.assert_close(logits, network.along(images, trace.widths))
-
-
-def glancing_network(name, seed=0):
-    """A network whose agent goes with its glance at some images, at a penalty of 0.2."""
-    agent = AgentConfig(encoding=8, hidden=8, glance=True)
-    network = random_network(make_backbone(name), seed, agent)
-    images, penalty = random_images(network.backbone, 64, 9), torch.full((64,), 0.2)
-    firsts = []
-
-    def choose(layer, state, before):
-        if layer == 1:
-            firsts.append(network.agent(1, state, before, penalty, network.agent.start(64))[0])
-        return torch.ones_like(before)
-
-    network.run(images, choose, glance=True)
-    best = firsts[0][:, 1:].amax(dim=1) - firsts[0][:, 0]
-    network.agent.decoder.bias[0] += best.median()
-    return network
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_by_policy_with_a_glance_answers_as_along_the_paths_that_it_chose(name):
-    network = glancing_network(name)
-    images = random_images(network.backbone, N)
-    logits, trace = network.by_policy(images, torch.full((N,), 0.2), torch.full((N,), 2.0))
-    stopped = trace.widths[:, 1] == 1
-    assert 0 < stopped.sum() < N
-    assert (trace.widths[stopped][:, 1:] == 1).all()
+    for layer in filter(network.backbone.tied, range(network.backbone.n_layers)):
+        assert torch.equal(trace.widths[:, layer], trace.widths[:, layer - 2])
     torch.testing.assert_close(logits, network.along(images, trace.widths), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_by_policy_with_a_glance_spends_what_path_macs_says(name):
-    """Convolutions only: the reference computes agent and end on whole maps."""
-    network = glancing_network(name)
+def test_by_policy_after_a_glance_spends_what_path_macs_says(name):
+    network = make_network(name, "paths")
     images = random_images(network.backbone, N)
     with FlopCounterMode(display=False) as counter:
-        _, trace = network.by_policy(images, torch.full((N,), 0.2), torch.full((N,), 2.0))
-    counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution] // FLOPS_PER_MAC
-    table, k = network.table, network.backbone.groups
-    glance = table.glance - table.head[0]
-    expected = 0
-    for path in trace.widths.numpy():
-        expected += table.layers[0, -1, -1] + glance
-        if path[1] > 1:
-            before = np.concatenate([[k], path[:-1]])
-            layers = range(1, len(path))
-            expected += sum(table.layers[i, before[i] - 1, path[i] - 1] for i in layers)
-    assert counted == expected
-
-
-def test_run_shows_the_first_decision_what_the_glance_saw():
-    network = glancing_network("mcifarnet")
-    images, seen = random_images(network.backbone, N), {}
-
-    def choose(layer, state, before):
-        seen[layer] = state
-        return torch.full_like(before, 1 if layer == 1 else 3)
-
-    logits, trace = network.run(images, choose, glance=True)
-    narrowest = [network.backbone.groups] + [1] * (network.backbone.n_layers - 1)
-    expected = network(images, narrowest)
-    torch.testing.assert_close(logits, expected)
-    assert (trace.widths[:, 1:] == 1).all()
-    chances = expected.softmax(dim=1)
-    torch.testing.assert_close(seen[1][:, :5], chances)
-    torch.testing.assert_close(seen[1][:, 5:10], chances.sort(descending=True).values)
-    assert seen[1].shape[1] == network.agent.encoder["1"].in_features
+        _, trace = network.by_policy(images, torch.full((N,), 0.2), NO_CAP)
+    macs = path_macs(trace.widths.numpy(), network.table, agent=True)
+    assert counter.get_total_flops() == FLOPS_PER_MAC * macs.sum()
+    assert 0 < (macs == network.table.glance).sum() < N
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_by_policy_with_a_glance_never_exceeds_a_cap(name):
-    network = glancing_network(name)
-    images, table = random_images(network.backbone, N), network.table
-    caps = table.least / table.full * (1 - SHARES) + SHARES
-    _, trace = network.by_policy(images, torch.full((N,), 0.01), torch.from_numpy(caps))
-    macs = path_macs(trace.widths.numpy(), table, agent=True)
-    assert (macs <= cap_macs(caps, table.full)).all()
-    assert len(trace.widths.unique(dim=0)) > 1
-
-
-@pytest.mark.parametrize("glance", [False, True])
-@pytest.mark.parametrize("name", ALL)
-def test_by_policy_of_a_batch_chooses_as_for_each_image_alone(name, glance):
-    network = glancing_network(name) if glance else random_network(make_backbone(name))
+def test_by_policy_after_a_glance_takes_the_glance_for_the_answer_of_the_first_path(name):
+    network = make_network(name, "paths")
     images = random_images(network.backbone, N)
-    penalty, cap = torch.linspace(0.01, 0.5, N), torch.linspace(0.5, 1, N).double()
+    glanced, seen = network.glance(images)
+    logits, trace = network.by_policy(images, torch.full((N,), 0.2), NO_CAP)
+    stopped = (trace.widths == 1).all(dim=1)
+    assert 0 < stopped.sum() < N
+    assert torch.equal(logits[stopped], glanced[stopped])
+    assert (logits[~stopped] != glanced[~stopped]).any(dim=1).all()
+    assert torch.equal(trace.seen[0], seen)
+    torch.testing.assert_close(glanced, network(images, [1] * network.backbone.n_layers))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_by_policy_after_a_glance_takes_only_the_agents_paths(name):
+    network = make_network(name, "paths")
+    images, paths = random_images(network.backbone, 64), network.agent.config.paths
+    cap = torch.full((64,), 2.0).double()
+    _, trace = network.by_policy(images, torch.zeros(64), cap)
+    chosen = set(map(tuple, trace.widths.tolist()))
+    assert chosen <= set(paths)
+    assert len(chosen) >= 4
+    for penalty, path in ((1e6, paths[0]), (-1e6, paths[-1])):
+        _, trace = network.by_policy(images, torch.full((64,), penalty), cap)
+        assert (trace.widths == torch.tensor(path)).all()
+
+
+def test_glance_sees_the_answer_and_the_mean_of_each_computed_channel_of_the_last_map():
+    network = make_network("stream", "paths")
+    logits, seen = network.glance(random_images(network.backbone, N))
+    chances = logits.softmax(dim=1)
+    torch.testing.assert_close(seen[:, :3], chances)
+    torch.testing.assert_close(seen[:, 3:6], chances.sort(descending=True).values)
+    # The end of this backbone is one linear layer of these very means.
+    means, end = seen[:, 12:], network.head[0]
+    torch.testing.assert_close(F.linear(means, end.weight[:, :4], end.bias), logits)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ALL)
+def test_by_policy_of_a_batch_chooses_as_for_each_image_alone(name, form):
+    network = make_network(name, form)
+    images = random_images(network.backbone, N)
+    penalty, cap = torch.linspace(-0.1, 0.5, N), torch.linspace(0.5, 1, N).double()
     logits, trace = network.by_policy(images, penalty, cap)
     for n in range(N):
         alone, path = network.by_policy(images[n : n + 1], penalty[n : n + 1], cap[n : n + 1])
@@ -219,39 +273,45 @@ def test_by_policy_of_a_batch_chooses_as_for_each_image_alone(name, glance):
         torch.testing.assert_close(alone[0], logits[n], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["priced", "paper"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ALL)
 def test_by_policy_under_a_cap_never_exceeds_it(name, form):
     for seed in range(3):
-        network = random_network(make_backbone(name), seed, AgentConfig(form, encoding=4, hidden=4))
-        # A wish for all groups, or few caps would bind.
-        network.agent.decoder.bias += torch.arange(network.backbone.groups)
+        network = make_network(name, form, seed)
+        if form != "paths":
+            # A wish for all groups, or few caps would bind.
+            network.agent.decoder.bias += torch.arange(network.backbone.groups)
         images, table = random_images(network.backbone, N, seed), network.table
         caps = table.least / table.full * (1 - SHARES) + SHARES
-        _, trace = network.by_policy(images, torch.full((N,), 0.01), torch.from_numpy(caps))
+        _, trace = network.by_policy(images, torch.full((N,), -0.01), torch.from_numpy(caps))
         macs = path_macs(trace.widths.numpy(), table, agent=True)
         assert (macs <= cap_macs(caps, table.full)).all()
+        assert len(trace.widths.unique(dim=0)) > 1
 
 
-def test_by_policy_under_the_lowest_cap_takes_the_cheapest_path():
-    network = random_network(tiny_backbone())
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["tiny", "stream"])
+def test_by_policy_under_the_lowest_cap_takes_the_cheapest_path(name, form):
+    network = make_network(name, form)
     table = network.table
     cap = torch.full((N,), (table.least + 0.5) / table.full).double()
-    _, trace = network.by_policy(random_images(network.backbone, N), torch.zeros(N), cap)
+    _, trace = network.by_policy(random_images(network.backbone, N), torch.full((N,), -9.0), cap)
     assert (path_macs(trace.widths.numpy(), table, agent=True) == table.least).all()
 
 
 @pytest.mark.parametrize("rank", [0, 9, 26, 40, 66, 80])
-def test_greedy_that_wants_all_groups_takes_all_that_the_cap_leaves_room_for(rank):
-    network = random_network(tiny_backbone(), agent=AgentConfig(encoding=2, hidden=2))
+@pytest.mark.parametrize("name", ["tiny", "stream"])
+def test_greedy_that_wants_all_groups_takes_all_that_the_cap_leaves_room_for(name, rank):
+    backbone = make_backbone(name)
+    network = random_network(backbone, agent=AgentConfig(encoding=2, hidden=2))
     network.agent.decoder.weight.zero_()
     network.agent.decoder.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
-    paths = np.array([(3, *path) for path in itertools.product((1, 2, 3), repeat=4)])
+    paths = all_paths(backbone, whole=True).numpy()
     macs = path_macs(paths, network.table, agent=True)
     # A cap that one of the paths just keeps.
     limit = np.sort(macs)[rank]
     cap = torch.tensor([(limit + 0.5) / network.table.full], dtype=torch.float64)
-    _, trace = network.by_policy(random_images(network.backbone, 1), torch.zeros(1), cap)
+    _, trace = network.by_policy(random_images(backbone, 1), torch.zeros(1), cap)
     # Greedy layer by layer is the last of the kept paths in dictionary order.
     assert trace.widths[0].tolist() == max(paths[macs <= limit].tolist())
 

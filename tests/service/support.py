@@ -22,11 +22,14 @@ from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
 from service.engines.base import Result
 
-SIZE, GROUPS, LAYERS = 8, 4, 3
+SIZE, GROUPS = 8, 4
+PATHS = ((1, 1, 1), (2, 1, 2), (3, 4, 3))
+BY_PATH = AgentConfig("paths", hidden=8, paths=PATHS)
+BY_LAYER = AgentConfig("priced", encoding=4, hidden=8)
 
 
 class FakeEngine:
-    """Chooses widths by penalty and cap, and the class by the image's mean, without a network.
+    """Chooses a path by penalty and cap, and the class by the image's mean, without a network.
 
     Attributes:
         started: set when a batch begins.
@@ -49,8 +52,8 @@ class FakeEngine:
         if self.failure:
             raise self.failure
         plain = (penalty == 0) & (cap >= 1)
-        widths = np.where(plain[:, None], GROUPS, [[GROUPS, 1, 2]]).astype(np.int64)
-        widths[cap < 0.5] = [GROUPS, 1, 1]
+        widths = np.where(plain[:, None], GROUPS, PATHS[1]).astype(np.int64)
+        widths[cap < 0.5] = PATHS[0]
         macs = path_macs(widths, self.table, agent=True)
         macs[plain] = self.table.full
         classes = np.arange(self.classes, dtype=np.float32)
@@ -58,17 +61,17 @@ class FakeEngine:
         return Result(logits, widths, macs)
 
 
-def make_card(name: str = "tiny", least: float = 0.2) -> Card:
+def make_card(name: str = "tiny", agent: AgentConfig = BY_PATH) -> Card:
     layers = tuple(
         ConvConfig(f"conv{i}", f"norm{i}", fan_in, 16) for i, fan_in in enumerate((3, 16, 16))
     )
     backbone = BackboneConfig("tiny", SIZE, layers, (3,), ("head",), GROUPS)
-    points = (CalibrationPoint(2.0, least, 0.5), CalibrationPoint(0.01, 0.99, 0.9))
+    points = (CalibrationPoint(2.0, 0.2, 0.5), CalibrationPoint(0.01, 0.99, 0.9))
     return Card(
         name=name,
         labels=("cat", "dog", "owl"),
         backbone=backbone,
-        agent=AgentConfig(encoding=4, hidden=8),
+        agent=agent,
         preprocessing=Preprocessing(SIZE, SIZE, (0.5,) * 3, (0.25,) * 3),
         calibration=points,
         test=(TestPoint(0.5, 0.51, 0.1, 0.8), TestPoint(1.0, 1.0, 0.0, 0.9)),

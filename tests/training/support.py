@@ -12,10 +12,12 @@ from models import backbones
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 from models.preprocess import Preprocessing
+from training.batches import generator
 from training.checkpoint import Checkpoints
 from training.data import Images
 from training.run import Run
 from training.settings import from_dict
+from training.supernet import draw_paths
 
 ROOT = Path(__file__).parents[2]
 SIZE = 12
@@ -23,9 +25,9 @@ COLOURS = {"cat": (150, 90, 90), "dog": (90, 150, 90), "emu": (90, 90, 150)}
 SETTINGS = {
     "backbone": {"width": 0.125, "image_size": SIZE},
     "supernet": {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "precision": "float32"},
-    "agent": {"recordings": 2, "images": 50, "paths": 2, "epochs": 2, "batch_size": 32},
+    "paths": {"count": 3, "images": 20},
     "finetune": {"epochs": 2},
-    "rounds": {"count": 1, "epochs": 2},
+    "agent": {"recordings": 2, "images": 50, "ways": 2, "epochs": 2, "batch_size": 32},
     "calibration": {"points": 4},
     "threads": 1,
 }
@@ -61,19 +63,15 @@ PREPROCESSING = Preprocessing(SIZE, SIZE, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
 
 
 def tiny_run(folder, train=64, **changes):
-    """A run on images in memory, without a glance unless `changes`, sections of settings, ask."""
-    sections = {name: dict(SETTINGS[name]) for name in ("backbone", "supernet", "agent", "rounds")}
+    """A run on images in memory, `changes` are sections of settings."""
+    named = ("backbone", "supernet", "paths", "finetune", "agent")
+    sections = {name: dict(SETTINGS[name]) for name in named}
     for name, section in changes.items():
         sections[name] |= section
     config = from_dict({**sections, "work": str(folder)})
-    wanted = config.agent
-    glance = changes.get("agent", {}).get("glance", False)
-    agent = AgentConfig(wanted.form, wanted.encoding, wanted.hidden, glance)
     backbone = backbones.build("mcifarnet", len(COLOURS), width=0.125, image_size=SIZE)
     checkpoints = Checkpoints(config.work_dir)
-    return Run(
-        config, PREPROCESSING, backbone, agent, coloured(train), coloured(30, 99), checkpoints
-    )
+    return Run(config, PREPROCESSING, backbone, coloured(train), coloured(30, 99), checkpoints)
 
 
 def chain(layers=3, channels=4, groups=2, size=6):
@@ -85,17 +83,35 @@ def chain(layers=3, channels=4, groups=2, size=6):
     return BackboneConfig("chain", size, convs, (3,), ("linear",), groups)
 
 
-def lively_network(backbone=None, form="priced", seed=0, glance=False):
+def lively_network(backbone=None, form="priced", seed=0):
     """A random network in evaluation mode whose agent sends images along many paths."""
     torch.manual_seed(seed)
-    agent = AgentConfig(form, encoding=8, hidden=16, glance=glance)
-    network = Network(backbone or chain(5, 8, 4), agent)
+    backbone = backbone or chain(5, 8, 4)
+    paths = ()
+    if form == "paths":
+        drawn = draw_paths(40, backbone, generator(seed)).tolist()
+        wider = sorted({tuple(path) for path in drawn if set(path) != {1}})[:4]
+        paths = ((1,) * backbone.n_layers, *wider)
+    network = Network(backbone, AgentConfig(form, encoding=8, hidden=16, paths=paths))
     _estimate_statistics(network)
     with torch.no_grad():
-        for encoder in network.agent.encoder.values():
-            encoder.weight.mul_(20)
-        network.agent.decoder.weight.mul_(5)
+        if form == "paths":
+            _spread_gains(network.eval())
+        else:
+            for encoder in network.agent.encoder.values():
+                encoder.weight.mul_(20)
+            network.agent.decoder.weight.mul_(5)
     return network.eval()
+
+
+def _spread_gains(network):
+    """Let each path gain on some images, and lose on others, as much as any path costs."""
+    contrast = torch.linspace(0.1, 1.5, 60)[:, None, None, None]
+    images = torch.randn(60, 3, *[network.backbone.image_size] * 2) * contrast
+    gain = network.agent.gain
+    gains = network.agent(network.glance(images)[1])
+    gain.weight.div_(gains.std(dim=0)[:, None])
+    gain.bias.sub_(gains.mean(dim=0)).div_(gains.std(dim=0))
 
 
 @torch.no_grad()
@@ -106,7 +122,7 @@ def _estimate_statistics(network):
         conv.momentum = 1.0
     for width in range(1, k + 1):
         for first in (0, 1):
-            path = [width if layer % 2 == first and layer else k for layer in range(n_layers)]
+            path = [width if layer % 2 == first else k for layer in range(n_layers)]
             network.train()(torch.randn(size, 3, *[network.backbone.image_size] * 2), path)
     for conv in network.convs:
         conv.momentum = 0.1

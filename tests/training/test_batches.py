@@ -1,13 +1,17 @@
 """Tests of training/batches.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.preprocess import Preprocessing
 from training.batches import (
     Augmentation,
     Batches,
+    crop_and_flip,
     cut_out,
     generator,
     in_order,
@@ -18,6 +22,7 @@ from training.data import Images
 
 PREPROCESSING = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 AUGMENTATION = Augmentation(cutout=0.5)
+CROP = Augmentation(crop=0.3, cutout=0.5)
 
 
 @pytest.fixture
@@ -49,10 +54,11 @@ def test_epoch_takes_each_image_at_most_once_and_its_own_label(images):
         assert batch.labels.tolist() == images.labels[batch.indices].tolist()
 
 
-def test_epoch_started_late_equals_the_rest_of_a_whole_one(images):
-    whole = list(_batches(images).epoch(3))
+@pytest.mark.parametrize("augmentation", [AUGMENTATION, CROP])
+def test_epoch_started_late_equals_the_rest_of_a_whole_one(images, augmentation):
+    whole = list(_batches(images, augmentation=augmentation).epoch(3))
     torch.rand(7)  # the global random state has no part in it
-    rest = list(_batches(images).epoch(3, start=2))
+    rest = list(_batches(images, augmentation=augmentation).epoch(3, start=2))
     assert len(rest) == 3
     for one, other in zip(whole[2:], rest, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -66,12 +72,25 @@ def test_epoch_other_seed_or_epoch_gives_other_order_and_changes(images, seed, e
     assert not torch.equal(first.images, other.images)
 
 
-def test_epoch_changes_an_image_anew_each_time(images):
+@pytest.mark.parametrize("augmentation", [AUGMENTATION, CROP])
+def test_epoch_changes_an_image_anew_each_time(images, augmentation):
     one = Batches(
-        images.subset(np.arange(1)), PREPROCESSING, size=1, seed=0, augmentation=AUGMENTATION
+        images.subset(np.arange(1)), PREPROCESSING, size=1, seed=0, augmentation=augmentation
     )
     seen = {next(one.epoch(epoch)).images.numpy().tobytes() for epoch in range(10)}
     assert len(seen) > 5
+
+
+def test_epoch_crops_from_the_wide_images_and_else_takes_what_is_served(images):
+    wide = np.random.default_rng(1).integers(200, 256, (50, 10, 10, 3), dtype=np.uint8)
+    images = replace(images, pixels=images.pixels // 2, wide=wide).subset(np.arange(20))
+    lowest = PREPROCESSING.normalise(np.full((1, 1, 3), 200, np.uint8)).min()
+    for augmentation in (None, Augmentation(), Augmentation(crop=0.3)):
+        for batch in _batches(images, augmentation=augmentation).epoch(0):
+            assert batch.images.shape == (8, 3, 8, 8)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            cropped = augmentation is not None and augmentation.crop < 1
+            assert (batch.images.amin((1, 2, 3)) >= lowest - 1e-5).all() == cropped
 
 
 def test_batches_fewer_images_than_a_batch_gives_one_batch(images):
@@ -110,6 +129,46 @@ def test_shift_and_flip_turned_off_changes_nothing():
     assert torch.equal(shift_and_flip(pixels, off, generator(0)), pixels)
 
 
+def test_crop_and_flip_gives_rectangles_within_the_image_each_its_own():
+    # Pixels that tell their own place, which interpolation keeps.
+    y, x = np.mgrid[:100, :100]
+    pixels = np.stack((y, x, x), axis=2).astype(np.uint8)
+    crops = crop_and_flip(
+        torch.from_numpy(pixels).expand(400, -1, -1, -1), 80, CROP, generator(0)
+    ).numpy()
+    tops, heights = _line(crops[:, :, 40, 0])
+    lefts, widths = _line(crops[:, 40, :, 1])
+    mirrored = widths < 0
+    lefts, widths = np.where(mirrored, lefts + widths, lefts), abs(widths)
+    areas, ratios = heights * widths / 100**2, widths / heights
+    assert 0.3 - 1e-4 < areas.min() < 0.32
+    assert 0.98 < areas.max() < 1 + 1e-4
+    assert 3 / 4 - 1e-4 < ratios.min() < 0.77
+    assert 1.3 < ratios.max() < 4 / 3 + 1e-4
+    for starts, sides in ((tops, heights), (lefts, widths)):
+        free = 100 - sides > 5
+        places = (starts / (100 - sides))[free]
+        assert places.min() > -0.01
+        assert places.max() < 1.01
+        assert places.std() == pytest.approx(12**-0.5, abs=0.03)  # of an even spread
+    assert 150 < mirrored.sum() < 250
+    np.testing.assert_array_equal(crops[..., 1], crops[..., 2])
+
+
+def test_crop_and_flip_rim_is_not_darkened():
+    crops = crop_and_flip(torch.full((50, 8, 8, 3), 200, dtype=torch.uint8), 12, CROP, generator(0))
+    np.testing.assert_allclose(crops, 200, atol=0.01)
+
+
+def test_crop_and_flip_almost_whole_equals_the_resized_image():
+    noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((50, 50), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).expand(4, -1, -1, -1)
+    crops = crop_and_flip(pixels, 44, Augmentation(crop=0.9999, flip=False), generator(0))
+    resized = np.array(image.resize((44, 44), Image.Resampling.BILINEAR))
+    assert np.abs(crops.numpy() - resized).max() < 4
+
+
 def test_cut_out_blanks_one_square_per_image():
     images = cut_out(torch.ones(300, 3, 8, 8), 0.5, generator(0))
     blank = images == 0
@@ -119,6 +178,14 @@ def test_cut_out_blanks_one_square_per_image():
     assert rows.max() == columns.max() == 4
     assert rows.min() >= 1
     assert len(torch.unique(blank[:, 0], dim=0)) > 20
+
+
+def _line(places):
+    """Where a crop begins and how long it is, from the places (n, size) along one side of it."""
+    size = places.shape[1]
+    # Not from the rim, where nothing is left to interpolate with.
+    steps = (places[:, 60] - places[:, 20]) / 40
+    return places[:, 20] - 20.5 * steps + 0.5, size * steps
 
 
 def test_generator_other_seeds_give_other_numbers():

@@ -38,8 +38,9 @@ def test_widest_gap_does_not_halve_a_jump_for_ever():
     assert gap == pytest.approx(math.sqrt(10 * 0.1001), rel=1e-3)
 
 
-def test_calibrate_points_are_what_the_policy_spends_and_keeps():
-    network, images = folded(lively_network(chain(5, 8, 4, 12))), coloured(60)
+@pytest.mark.parametrize("form", ["paths", "priced", "paper"])
+def test_calibrate_points_are_what_the_policy_spends_and_keeps(form):
+    network, images = folded(lively_network(chain(5, 8, 4, 12), form)), coloured(60)
     found = calibrate(network, images, PREPROCESSING, highest_penalty=100.0, points=9)
     assert 4 <= len(found) <= 9
     assert found[0].penalty == 100.0

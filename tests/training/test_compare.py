@@ -1,99 +1,165 @@
 """Tests of training/compare.py."""
 
 import json
-from types import SimpleNamespace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from models import backbones
-from models.bundle import read_bundle
-from models.compute import path_macs
-from models.weights import folded
-from tests.training.support import SIZE, coloured, lively_network
-from training import compare
-from training.measure import Outcome, along
+from models.bundle import Card, read_bundle, write_bundle
+from models.weights import export, load
+from tests.training.support import COLOURS, PREPROCESSING, coloured, lively_network
+from training import compare as module
+from training import evaluation
+from training.calibration import calibrate
+from training.compare import compare, picture
+from training.errors import ConfigError
+from training.evaluation import at_budget, network_of
+from training.rivals import measure
+
+
+@pytest.fixture(scope="session")
+def second(fitted, tmp_path_factory):
+    """Folder of a bundle like the fitted one, but of another seed and with other weights."""
+    bundle = read_bundle(fitted / "bundle")
+    tensors = {name: value.copy() for name, value in bundle.tensors.items()}
+    tensors["head.0.bias"] += np.array([0.5, 0, 0], tensors["head.0.bias"].dtype)
+    folder = tmp_path_factory.mktemp("second") / "bundle"
+    write_bundle(folder, replace(bundle.card, seed=7, files={}), tensors, b"")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def layerwise(fitted, tmp_path_factory):
+    """Folder of a bundle with an agent of another kind, never trained."""
+    network = lively_network(read_bundle(fitted / "bundle").card.backbone, "paper")
+    config, tensors = network.agent.config, export(network)
+    served = load(network.backbone, config, tensors)
+    points = calibrate(served, coloured(60), PREPROCESSING, highest_penalty=10.0, points=4)
+    card = Card("other", tuple(COLOURS), network.backbone, config, PREPROCESSING, points)
+    folder = tmp_path_factory.mktemp("layerwise") / "other"
+    write_bundle(folder, card, tensors, b"")
+    return folder
 
 
 @pytest.fixture
-def network():
-    return folded(lively_network(backbones.build("mcifarnet", 3, width=0.25, image_size=SIZE)))
+def compared(fitted, pictures, tmp_path, capsys):
+    """Compares bundles and gives the report and the printed lines."""
+
+    def run(bundles, budgets, **rivals):
+        out = tmp_path / "report"
+        compare(bundles, str(pictures), budgets, fitted / "cache", out, seed=3, **rivals)
+        *printed, last = capsys.readouterr().out.splitlines()
+        report = json.loads((out / "compare.json").read_text())
+        assert json.loads(last) == report
+        assert (out / "compare.md").read_text().splitlines() == printed[:-1]
+        assert (out / "compare.png").read_bytes() == picture(report)
+        return report, printed
+
+    return run
 
 
-def _outcome(fraction, accuracy, images=100):
-    right = np.arange(images) < accuracy * images
-    return Outcome(np.ones((images, 2), np.int64), right, np.full(images, fraction))
-
-
-@pytest.mark.parametrize(
-    ("fraction", "accuracy"), [(0.2, 0.5), (0.3, 0.55), (0.4, 0.6), (0.85, 0.84), (1.0, 0.9)]
-)
-def test_mixture_lies_between_the_two_neighbours(fraction, accuracy):
-    outcomes = [_outcome(0.2, 0.5), _outcome(0.4, 0.6), _outcome(0.7, 0.78), _outcome(1.0, 0.9)]
-    assert compare.mixture(outcomes, fraction) == pytest.approx(accuracy)
-
-
-@pytest.mark.parametrize("fraction", [0.15, 0.3, 0.5, 0.8, 0.95])
-def test_random_paths_spend_what_was_asked_in_different_ways(network, fraction):
-    paths = compare.random_paths(network, 5000, fraction, seed=1)
-    spent = path_macs(paths, network.table, agent=False) / network.table.full
-    assert spent.mean() == pytest.approx(fraction, abs=0.01)
-    assert paths.shape == (5000, 8)
-    assert (paths[:, 0] == 4).all()
-    assert len(np.unique(paths, axis=0)) > 30
-
-
-def test_random_paths_same_seed_same_paths(network):
-    one, same, other = (compare.random_paths(network, 50, 0.5, seed) for seed in (1, 1, 2))
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
-
-
-def test_uniform_path_prunes_all_but_the_first_layer(network):
-    assert compare.uniform_path(network, 2).tolist() == [[4] + [2] * 7]
-
-
-def test_measure_gives_every_rival_the_compute_of_ours(network, fitted, monkeypatch):
-    card = read_bundle(fitted / "bundle").card
-    images = coloured(300)
-    sent = []
-
-    def noted(network, images, preprocessing, paths):
-        outcome = along(network, images, preprocessing, paths)
-        sent.append((paths, outcome))
-        return outcome
-
-    monkeypatch.setattr(compare, "along", noted)
-    bundle = SimpleNamespace(card=card)
-    (row,) = compare.measure(bundle, network, images, [0.6], seed=0)
-    *uniform, (shuffled, of_shuffled), (drawn, of_drawn) = sent
-    ours = compare.at_budget(network, card, images, 0.6)
-
-    assert (row.ours, row.fraction) == (ours.accuracy, ours.mean_fraction)
-    assert row.paths == len({tuple(path) for path in ours.widths.tolist()}) > 3
-    # The same paths, as often, but not each with its own image.
-    assert sorted(shuffled.tolist()) == sorted(ours.widths.tolist())
-    assert not np.array_equal(shuffled, ours.widths)
-    assert row.shuffled == of_shuffled.accuracy
-    spent = path_macs(drawn, network.table, agent=False).mean() / network.table.full
-    assert spent == pytest.approx(ours.mean_fraction, abs=0.04)
-    assert row.random == of_drawn.accuracy
-    assert [path.tolist() for path, _ in uniform] == [[[4] + [w] * 7] for w in range(1, 5)]
-    assert row.uniform == compare.mixture([outcome for _, outcome in uniform], row.fraction)
-
-
-def test_compare_prints_the_table_and_writes_json(fitted, pictures, tmp_path, capsys):
-    compare.compare(
-        fitted / "bundle", str(pictures), [0.6, 1.0], fitted / "cache", tmp_path, seed=3
-    )  # fmt: skip
-    printed = capsys.readouterr().out.splitlines()
-    report = json.loads((tmp_path / "compare.json").read_text())
-    assert json.loads(printed[-1]) == report
+def test_compare_one_bundle_gives_what_was_measured(compared, fitted, pictures):
+    report, printed = compared([fitted / "bundle"], [0.6, 1.0])
+    bundle = read_bundle(fitted / "bundle")
+    images = evaluation.test_images(bundle.card, str(pictures), fitted / "cache")
+    rows = measure(bundle.card, network_of(bundle), images, [0.6, 1.0], 3)
     assert report["seed"] == 3
-    cheap, full = report["rows"]
-    assert any(f"**{cheap['ours']:.2%}**" in line for line in printed)
-    # At budget 1 all are the plain network.
-    test = read_bundle(fitted / "bundle").card.test[-1]
-    assert full["ours"] == full["uniform"] == full["shuffled"] == test.accuracy
-    assert (full["fraction"], full["paths"]) == (1.0, 1)
-    assert cheap["fraction"] < 1
+    (ours,) = report["ours"]
+    assert ours["rows"] == [asdict(row) for row in rows]
+    assert (ours["digest"], ours["trained_with_seed"]) == (bundle.digest, bundle.card.seed)
+    for found, row in zip(report["rows"], rows, strict=True):
+        assert found["accuracy"] == row.accuracy
+        assert (found["fraction"], found["paths"]) == (row.fraction, row.paths)
+        cells = " | ".join(f"{value:.2%}" for value in row.accuracy.values())
+        line = f"| {row.budget:g} | {row.fraction:.3f} | {cells} | {row.paths} |"
+        assert line in printed
+    assert report["full"] == bundle.card.test[-1].accuracy
+
+
+def test_compare_two_bundles_gives_mean_and_spread(compared, fitted, second):
+    report, printed = compared([fitted / "bundle", second], [0.6])
+    one, other = (ours["rows"][0] for ours in report["ours"])
+    assert one != other
+    (row,) = report["rows"]
+    assert row["fraction"] == pytest.approx((one["fraction"] + other["fraction"]) / 2)
+    for name, accuracy in row["accuracy"].items():
+        both = one["accuracy"][name], other["accuracy"][name]
+        assert accuracy == pytest.approx(sum(both) / 2)
+        assert row["spread"][name] == pytest.approx(abs(both[0] - both[1]) / 2)
+        assert any(f"{accuracy:.2%} ± {100 * row['spread'][name]:.2f}" in line for line in printed)
+    assert report["full"] == pytest.approx(np.mean([ours["full"] for ours in report["ours"]]))
+    assert "seeds [0, 7]" in printed[0]
+
+
+def test_compare_another_kind_is_measured_at_what_it_spends(compared, fitted, layerwise, pictures):
+    lowest = read_bundle(layerwise).card.min_fraction
+    budgets = [lowest - 0.01, (1 + lowest) / 2]
+    report, printed = compared([fitted / "bundle"], budgets, others=[layerwise])
+    bundle = read_bundle(layerwise)
+    images = evaluation.test_images(bundle.card, str(pictures), fitted / "cache")
+    (other,) = report["others"]
+    assert other["form"] == "paper"
+    # What it cannot reach is left out; the plain network is measured in any case.
+    assert [point["budget"] for point in other["points"]] == [budgets[1], 1.0]
+    outcome = at_budget(network_of(bundle), bundle.card, images, budgets[1])
+    assert other["points"][0]["accuracy"] == outcome.accuracy
+    line = f"| other (paper) | {outcome.mean_fraction:.3f} | {outcome.accuracy:.2%} |"
+    assert line in printed
+
+
+def test_compare_another_kind_that_reaches_no_budget_shows_its_plain_network(
+    compared, fitted, layerwise
+):
+    too_low = read_bundle(layerwise).card.min_fraction - 0.01
+    report, _ = compared([fitted / "bundle"], [too_low], others=[layerwise])
+    assert [point["budget"] for point in report["others"][0]["points"]] == [1.0]
+
+
+def test_compare_static_reports_are_told(compared, fitted, tmp_path):
+    told = {"method": "l1", "fraction": 0.31, "accuracy": 0.625, "seed": 4}
+    (tmp_path / "static.json").write_text(json.dumps({**told, "more": 1}))
+    report, printed = compared([fitted / "bundle"], [0.6], static=[tmp_path / "static.json"])
+    assert report["static"] == [told]
+    assert "| static: l1 | 0.310 | 62.50% |" in printed
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "3", '{"method": "l1"}'])
+def test_compare_unreadable_static_report_is_named(compared, fitted, tmp_path, content):
+    path = tmp_path / "mine.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"static report .*mine\.json cannot be read"):
+        compared([fitted / "bundle"], [0.6], static=[path])
+
+
+def test_compare_bundles_of_different_kinds_is_refused(compared, fitted, layerwise):
+    with pytest.raises(ConfigError, match="differ in nothing but their seeds"):
+        compared([fitted / "bundle", layerwise], [1.0])
+
+
+# The picture
+
+
+def _report(bundle="cifar10-mcifarnet", **changes):
+    accuracy = {"ours": 0.9, "cascade": 0.89, "uniform": 0.8, "random": 0.7, "shuffled": 0.75}
+    row = {"budget": 0.4, "fraction": 0.39, "paths": 5, "accuracy": accuracy}
+    ours = {"bundle": bundle, "rows": [row]}
+    return {"ours": [ours], "rows": [row], "full": 0.92, "others": [], "static": [], **changes}
+
+
+@pytest.mark.parametrize(("bundle", "shown"), [("cifar10-mcifarnet", True), ("vgg16", False)])
+def test_picture_shows_published_points_of_their_own_network_only(bundle, shown, monkeypatch):
+    before = picture(_report(bundle))
+    monkeypatch.setattr(module, "PUBLISHED", {})
+    assert (picture(_report(bundle)) != before) == shown
+
+
+def test_picture_shows_every_rival():
+    plain = picture(_report())
+    point = {"budget": 0.4, "fraction": 0.4, "accuracy": 0.8}
+    others = [{"form": "paper", "points": [point, {**point, "fraction": 1.0}]}]
+    static = [{"method": method, "fraction": 0.3, "accuracy": 0.7} for method in ("l1", "narrow")]
+    pictures = [plain, picture(_report(others=others)), picture(_report(static=static))]
+    pictures.append(picture(_report(static=static[:1])))
+    assert len(set(pictures)) == 4

@@ -1,5 +1,7 @@
 """Tests of training/data.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,15 +11,18 @@ from training.data import Images, channel_statistics, load_test, load_train, str
 from training.errors import DataError
 
 PLAIN = Preprocessing(size=8, resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+CROPPED = replace(PLAIN, resize=10)
 
 
 @pytest.fixture
 def train(tmp_path):
     """Loads training and held-out images into a cache of the test's own."""
 
-    def load(root, held_out=2, seed=0, preprocessing=PLAIN):
+    def load(root, held_out=2, seed=0, preprocessing=PLAIN, wide=False):
         cache = tmp_path / "cache"
-        return load_train(str(root), preprocessing, held_out=held_out, seed=seed, cache=cache)
+        return load_train(
+            str(root), preprocessing, held_out=held_out, seed=seed, cache=cache, wide=wide
+        )
 
     return load
 
@@ -36,17 +41,32 @@ def _content(images):
     return {images.take(slice(i, i + 1)).tobytes() for i in range(len(images))}
 
 
-def test_load_train_pixels_equal_served_preprocessing(photos, train):
+@pytest.mark.parametrize("preprocessing", [PLAIN, CROPPED, replace(PLAIN, resize=9)])
+def test_load_train_pixels_equal_served_preprocessing(photos, train, preprocessing):
     root = photos(train={"cat": 3, "dog": 4}, test={"cat": 1, "dog": 1}, split_folders=True)
-    images, held = train(root)
+    images, held = train(root, preprocessing=preprocessing, wide=True)
     served = {
-        preprocess(file.read_bytes(), PLAIN, 10_000).tobytes()
+        preprocess(file.read_bytes(), preprocessing, 10_000).tobytes()
         for file in (root / "train").rglob("*.png")
     }
     both = [images.take(slice(None)), held.take(slice(None))]
     trained = {PLAIN.normalise(pixels).tobytes() for pixels in np.concatenate(both)}
     assert trained == served
     assert images.pixels.dtype == np.uint8
+
+
+def test_load_train_wide_adds_what_serving_crops_away(photos, train):
+    images, held = train(photos(train={"cat": 10, "dog": 10}), preprocessing=CROPPED, wide=True)
+    for part in (images, held, images.subset(np.array([3, 1]))):
+        wide = part.take_wide(slice(None))
+        assert wide.shape == (len(part), 10, 10, 3)
+        assert np.array_equal(wide[:, 1:9, 1:9], part.take(slice(None)))
+
+
+def test_load_train_not_wide_decodes_only_what_is_served(photos, train, tmp_path):
+    images, _ = train(photos(train={"cat": 3, "dog": 3}), preprocessing=CROPPED)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert np.array_equal(images.take_wide(slice(None)), images.take(slice(None)))
 
 
 def test_load_train_same_content_from_folder_and_parquet(photos, parquet, train):

@@ -2,103 +2,160 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from models.network import Greedy
 from tests.training.support import PREPROCESSING, coloured, lively_network, tiny_run
-from training.batches import Batches
-from training.finetune import Follower
-from training.finetune import train as finetune
+from training import finetune
+from training.batches import Batches, generator
+from training.finetune import SHARING, some, train
 
-
-def train(run, network, *, epochs=2, learning_rate=0.05, random_share=0.0, first_epoch=5):
-    finetune(
-        run,
-        network,
-        "finetune",
-        epochs=epochs,
-        learning_rate=learning_rate,
-        random_share=random_share,
-        first_epoch=first_epoch,
-    )
+PATHS = [[3] * 8, [3, 1, 3, 1, 3, 1, 3, 1]]
+SETTINGS = {"epochs": 2, "learning_rate": 0.05}
 
 
 def _state(network):
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("random_share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("form", ["priced", "paper"])
-def test_train_changes_the_weights_but_neither_statistics_nor_agent(tmp_path, form, random_share):
-    run = tiny_run(tmp_path, agent={"form": form})
-    network = lively_network(run.backbone, form)
-    before = _state(network)
-    train(run, network, random_share=random_share)
-    changed = {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
-    weights = {n for n in before if n.endswith((".weight", ".bias", ".gamma", ".beta"))}
-    assert changed == {n for n in weights if not n.startswith("agent.")}
+def _changed(network, before):
+    return {n for n, value in network.state_dict().items() if not torch.equal(value, before[n])}
 
 
-def test_train_lowers_the_loss_along_the_agents_paths(tmp_path):
-    run = tiny_run(tmp_path)
+def _trained(folder, paths, settings=SETTINGS, **sections):
+    """A network after the stage, and its state before."""
+    run = tiny_run(folder, finetune=settings, **sections)
     network = lively_network(run.backbone)
+    before = _state(network)
+    train(run, network, paths)
+    return network, before
+
+
+def _loss(network, path):
     (batch,) = Batches(coloured(60, seed=50), PREPROCESSING, size=60, seed=0).epoch(0)
-
-    def loss():
-        penalty = torch.full((60,), 0.5)
-        with torch.no_grad():
-            logits, _ = network.run(batch.images, Follower(network, penalty))
-        return torch.nn.functional.cross_entropy(logits, batch.labels).item()
-
-    before = loss()
-    train(run, network, epochs=10, learning_rate=0.1)
-    assert loss() < 0.9 * before
+    with torch.no_grad():
+        return F.cross_entropy(network(batch.images, path), batch.labels).item()
 
 
-def test_train_follows_the_agents_paths(tmp_path):
-    run = tiny_run(tmp_path, train=16)
-    network = lively_network(run.backbone)
-    torch.nn.init.zeros_(network.agent.decoder.weight)
-    network.agent.decoder.bias.data = torch.tensor([0.0, 0.0, 1e3, 0.0])  # always width 3
-    before = _state(network)
-    train(run, network, epochs=1)
-    for layer in range(2, 8):
-        changed = (network.convs[layer].gamma != before[f"convs.{layer}.gamma"]).any(dim=1)
-        assert changed[2], f"layer {layer} was not trained at input width 3"
-        assert changed[3]  # the full network's
-        assert not changed.all()
-
-
-def test_train_other_first_epoch_sees_other_batches(tmp_path):
-    networks = []
-    for number in (0, 1):
-        run = tiny_run(tmp_path / str(number))
-        network = lively_network(run.backbone)
-        train(run, network, first_epoch=number)
-        networks.append(network)
-    assert not torch.equal(networks[0].head[0].weight, networks[1].head[0].weight)
-
-
-def test_train_random_share_trains_every_input_width(tmp_path):
-    run = tiny_run(tmp_path)
-    network = lively_network(run.backbone)
-    torch.nn.init.zeros_(network.agent.decoder.weight)
-    network.agent.decoder.bias.data = torch.tensor([1e3, 0.0, 0.0, 0.0])  # always width 1
-    before = _state(network)
-    train(run, network, epochs=4, random_share=0.5)
-    for layer in range(2, 8):
+def test_train_random_paths_change_all_weights_but_neither_statistics_nor_agent(tmp_path):
+    network, before = _trained(tmp_path, [])
+    weights = {n for n in before if n.endswith((".weight", ".bias", ".gamma", ".beta"))}
+    assert _changed(network, before) == {n for n in weights if not n.startswith("agent.")}
+    for layer in range(1, 8):
         changed = (network.convs[layer].gamma != before[f"convs.{layer}.gamma"]).any(dim=1)
         assert changed.all(), f"layer {layer} was trained at the input widths {changed}"
 
 
-def test_follower_chooses_as_the_agent_without_gradients():
-    network = lively_network()
-    pooled = torch.rand(30, 8, requires_grad=True)
-    before, penalty = torch.full((30,), 4), torch.full((30,), 0.3)
-    follower = Follower(network, penalty)
-    greedy = Greedy(network.agent, network.table, penalty, torch.ones(30, dtype=torch.float64))
-    for layer in (1, 2):
-        widths = follower(layer, pooled, before)
-        assert torch.equal(widths, greedy(layer, pooled, before))
-        before = widths
-    assert not follower.hidden.requires_grad
-    assert len(widths.unique()) > 1
+def test_train_paths_train_the_input_widths_that_they_use_and_leave_the_agent(tmp_path):
+    network, before = _trained(tmp_path, PATHS)
+    assert not any(name.startswith("agent.") for name in _changed(network, before))
+    for layer in range(1, 8):
+        changed = (network.convs[layer].gamma != before[f"convs.{layer}.gamma"]).any(dim=1)
+        # 1 is the narrowest path's as well, 4 the full network's.
+        assert changed.tolist() == [True, False, True, True], f"layer {layer}"
+
+
+def test_train_statistics_are_taken_anew_along_the_paths_and_then_frozen(tmp_path):
+    many = {"batch_size": 4}
+    untrained, before = _trained(tmp_path / "0", PATHS, {"epochs": 0}, supernet=many)
+    weights = {n for n, _ in untrained.named_parameters()}
+    assert not weights & _changed(untrained, before)
+    for layer in range(1, 8):
+        changed = (untrained.convs[layer].mean != before[f"convs.{layer}.mean"]).any(dim=1)
+        assert changed.tolist() == [True, False, True, True], f"layer {layer}"
+    trained, _ = _trained(tmp_path / "1", PATHS, {"epochs": 1}, supernet=many)
+    for one, other in zip(untrained.convs, trained.convs, strict=True):
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.var, other.var)
+
+
+def test_train_lowers_the_loss_along_every_path(tmp_path):
+    network, _ = _trained(tmp_path / "0", PATHS, {"epochs": 0})
+    before = [_loss(network, path) for path in (*PATHS, [4] * 8, [1] * 8)]
+    network, _ = _trained(tmp_path / "1", PATHS, {"epochs": 10, "learning_rate": 0.1})
+    after = [_loss(network, path) for path in (*PATHS, [4] * 8, [1] * 8)]
+    assert all(now < once - 0.02 for now, once in zip(after, before, strict=True)), (before, after)
+
+
+@pytest.fixture
+def network(tmp_path):
+    return lively_network(tiny_run(tmp_path).backbone)
+
+
+@pytest.fixture
+def gradients(network, tmp_path, monkeypatch):
+    """Gives the network's gradients in the first step of the stage, and the step's batch."""
+
+    def run(images, paths):
+        run = tiny_run(
+            tmp_path,
+            images,
+            supernet={"label_smoothing": 0.2, "batch_size": images},
+            finetune={"epochs": 1},
+        )
+        found = {}
+
+        def kept(optimizer):
+            found.update({n: p.grad.clone() for n, p in _backbone(network)})
+            optimizer.zero_grad()
+
+        monkeypatch.setattr(finetune, "update", kept)
+        train(run, network, paths)
+        (batch,) = run.batches(images).epoch(run.config.supernet.epochs + 1)
+        return found, batch
+
+    return run
+
+
+def _check_taught(network, batch, found, students):
+    """Check gradients; `students` gives further students' logits."""
+    full = network(batch.images, [4] * 8)
+    taught = full.softmax(1).detach()
+    loss = F.cross_entropy(full, batch.labels, label_smoothing=0.2)
+    for logits in (network(batch.images, [1] * 8), *students):
+        loss = loss + F.cross_entropy(logits, taught)
+    loss.backward()
+    for name, parameter in _backbone(network):
+        torch.testing.assert_close(found[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_train_full_network_teaches_the_narrowest_and_the_paths(network, gradients):
+    found, batch = gradients(16, PATHS)
+    _check_taught(network, batch, found, [network(batch.images, path) for path in PATHS])
+
+
+def test_train_random_paths_divide_the_batch(network, gradients, monkeypatch):
+    drawn = iter(PATHS)
+    monkeypatch.setattr(finetune, "draw_path", lambda backbone, random: next(drawn))
+    found, batch = gradients(SHARING + 8, [])
+    parts = zip(torch.split(batch.images, SHARING), PATHS, strict=True)
+    student = torch.cat([network(images, path) for images, path in parts])
+    _check_taught(network, batch, found, [student])
+
+
+def _backbone(network):
+    return [(n, p) for n, p in network.named_parameters() if not n.startswith("agent.")]
+
+
+@pytest.mark.parametrize("paths", [[], PATHS], ids=["random", "found"])
+def test_train_sees_other_batches_than_the_stage_before(tmp_path, paths):
+    one, _ = _trained(tmp_path / "0", paths)
+    other, _ = _trained(tmp_path / "1", paths, supernet={"epochs": 4})
+    assert not torch.equal(one.head[0].weight, other.head[0].weight)
+
+
+def test_train_done_stage_gives_its_backbone_at_once(tmp_path):
+    network, _ = _trained(tmp_path, PATHS)
+    run = tiny_run(tmp_path, finetune=SETTINGS)
+    again = lively_network(run.backbone, seed=1)
+    train(run, again, PATHS)
+    changed = _changed(again, _state(network))
+    assert changed == {n for n in again.state_dict() if n.startswith("agent.")}
+
+
+def test_some_gives_as_many_different_ones_as_asked():
+    numbers = [[number] for number in range(5)]
+    random = generator(0)
+    orders = [some(numbers, 5, random) for _ in range(20)]
+    assert all(sorted(order) == numbers for order in orders)
+    assert len({str(order) for order in orders}) > 10
+    assert {some(numbers, 1, random)[0][0] for _ in range(60)} == set(range(5))

@@ -12,7 +12,7 @@ import pytest
 from models.bundle import read_bundle
 from models.preprocess import preprocess
 from service.engines import create_engine
-from tests.training.support import COLOURS, ROOT, fit_flags, save_pictures
+from tests.training.support import COLOURS, ROOT, SETTINGS, fit_flags, save_pictures
 from training.__main__ import main
 from training.data import load_train
 from training.evaluation import network_of
@@ -44,6 +44,8 @@ def test_fit_writes_a_bundle_that_tells_what_it_is(fitted):
     assert card.data == {"source": "pictures", "train": 108, "held_out": 12}
     assert [point.budget for point in card.test][-1] == card.test[-1].fraction == 1.0
     assert card.test[-1].accuracy > 0.6
+    assert card.agent.form == "paths"
+    assert len(card.agent.paths) == SETTINGS["paths"]["count"] + 1
     assert set(card.files) == {WEIGHTS, "curve.png"}
     assert str(fitted.parent) not in (fitted / "bundle" / "bundle.json").read_text()
 
@@ -85,7 +87,7 @@ def test_fit_calibrates_on_held_out_training_images(fitted, pictures):
 
 def test_fit_logs_every_stage_in_order(fitted):
     stages = list(dict.fromkeys(record["stage"] for record in _logged(fitted)))
-    assert stages == ["supernet", "finetune", "agent", "round-1-backbone", "round-1-agent"]
+    assert stages == ["supernet", "finetune", "agent"]
 
 
 def test_fit_never_looks_at_test_images_before_the_end(fitted, pictures, tmp_path, capsys):
@@ -109,13 +111,10 @@ def test_fit_never_looks_at_test_images_before_the_end(fitted, pictures, tmp_pat
 KILLS = [
     "supernet:1",  # before the first checkpoint of all
     "supernet:2",  # in the first stage
+    "paths:1",
+    "finetune:1",
     "finetune:2",
-    "agent-episodes-0:1",  # while the first episodes are recorded
-    "agent:2",  # after the first pass over them
-    "agent-episodes-1:1",  # while the next are recorded
-    "agent:2",
-    "round-1-backbone:2",
-    "round-1-agent:3",
+    "agent:1",
     "calibration:1",
     "bundle:1",
 ]
@@ -145,7 +144,7 @@ def test_fit_stopped_while_decoding_can_be_resumed(tmp_path, capsys):
     broken.write_bytes(b"")
     flags = fit_flags(
         data, tmp_path, "supernet.epochs=0", "finetune.epochs=0",
-        "agent.recordings=0", "rounds.count=0",
+        "agent.recordings=1", "agent.epochs=0",
     )  # fmt: skip
     assert main(flags) == 1
     broken.write_bytes(content)
@@ -161,8 +160,9 @@ def test_fit_other_seed_gives_other_weights(fitted, pictures, tmp_path):
 def test_fit_paper_form_is_calibrated_and_evaluated(pictures, tmp_path, capsys):
     assert main(fit_flags(pictures, tmp_path, "agent.form=paper", "agent.penalty=0.05")) == 0
     card = read_bundle(tmp_path / "bundle").card
-    assert card.agent.form == "paper"
+    assert (card.agent.form, card.agent.paths) == ("paper", ())
     assert card.calibration
+    assert not (tmp_path / "work" / "checkpoints" / "paths.pt").exists()
     command = ["evaluate", str(tmp_path / "bundle"), "--data", str(pictures), "--budgets", "1"]
     places = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "report")]
     capsys.readouterr()

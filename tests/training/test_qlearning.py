@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from models.compute import path_macs, step_price
 from models.config import AgentConfig
 from models.network import Network
+from tests.models.support import make_backbone, random_images, random_paths, tiny_backbone
 from tests.training.support import chain, lively_network
 from training.batches import generator
 from training.qlearning import (
@@ -50,23 +51,24 @@ def _episodes(widths, loss, baseline, pooled=None):
 # Values
 
 
-def test_q_values_along_the_agents_own_path_are_those_it_chose_by(network, images):
-    """State carried, each row by itself, input width and penalty known, as in serving."""
-    penalty = draw_penalty(40, 0.05, 5.0, generator(1))
+@pytest.mark.parametrize("backbone", [chain(5, 8, 4), tiny_backbone()], ids=["chain", "blocks"])
+def test_q_values_along_the_agents_own_path_are_those_it_chose_by(backbone):
+    """State carried, each row by itself, widths before and penalty known, as in serving."""
+    network, penalty = lively_network(backbone), draw_penalty(40, 0.05, 5.0, generator(1))
     with torch.no_grad():
-        _, trace = network.by_policy(images, penalty, _uncapped(penalty))
+        _, trace = network.by_policy(random_images(backbone, 40), penalty, _uncapped(penalty))
         zeros = torch.zeros(40)
-        episodes = Episodes(trace.pooled, trace.widths, zeros, zeros)
+        episodes = Episodes(trace.seen, trace.widths, zeros, zeros)
         values = q_values(network.agent, episodes, penalty)
     assert len(trace.widths.unique(dim=0)) >= 8  # or else the test would see nothing
-    assert torch.equal(values.argmax(dim=2) + 1, trace.widths[:, 1:])
+    assert torch.equal(values.argmax(dim=2) + 1, trace.widths[:, network.agent.layers])
 
 
 def test_q_values_of_a_row_do_not_hang_on_the_other_rows(network, images):
     penalty = draw_penalty(40, 0.05, 5.0, generator(1))
     with torch.no_grad():
         _, trace = network.by_policy(images, penalty, _uncapped(penalty))
-        episodes = Episodes(trace.pooled, trace.widths, torch.zeros(40), torch.zeros(40))
+        episodes = Episodes(trace.seen, trace.widths, torch.zeros(40), torch.zeros(40))
         batch = q_values(network.agent, episodes, penalty)
         for row in (0, 17, 39):
             one = q_values(network.agent, episodes[torch.tensor([row])], penalty[row : row + 1])
@@ -109,16 +111,30 @@ def test_rewards_priced_charge_macs_by_input_and_output_width():
         [-2.0 * layer[4, 2], -2.0 * (layer[2, 4] + head[4]) + 0.9 - 0.7],
         [-0.5 * layer[4, 4], -0.5 * (layer[4, 2] + head[2]) + 0.0],
     ]
-    torch.testing.assert_close(
-        rewards(episodes, penalty, prices, "priced"), torch.tensor(expected)
-    )  # fmt: skip
+    found = rewards(network.agent, episodes, penalty, prices)
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("name", ["tiny", "stream", "resnet20", "resnet18"])
+def test_rewards_priced_of_a_path_sum_to_what_it_costs_and_gains(name):
+    """Tied layers, projections and the end are all paid for, each once."""
+    network = Network(make_backbone(name))
+    widths, decided = random_paths(network.backbone, 12, whole=True), network.table.decisions
+    pooled = [torch.zeros(12, 1)] * len(decided)
+    loss, baseline, penalty = torch.rand(3, 12)
+    prices = torch.from_numpy(step_price(network.table, "priced"))
+    found = rewards(network.agent, Episodes(pooled, widths, loss, baseline), penalty, prices)
+    macs = torch.from_numpy(path_macs(widths.numpy(), network.table, agent=False))
+    share = (macs - network.table.start).float() / network.table.full
+    assert found.shape == (12, len(decided))
+    torch.testing.assert_close(found.sum(1), baseline - loss - penalty * share)
 
 
 def test_rewards_paper_charge_groups_and_the_whole_loss():
     network = Network(chain(3, 4, 2), AgentConfig("paper"))
     prices = torch.from_numpy(step_price(network.table, "paper"))
     episodes = _episodes([[2, 1, 1], [2, 2, 1]], [0.5, 0.7], [0.1, 0.9])
-    found = rewards(episodes, torch.tensor([0.1, 0.1]), prices, "paper")
+    found = rewards(network.agent, episodes, torch.tensor([0.1, 0.1]), prices)
     torch.testing.assert_close(found, torch.tensor([[-0.1, -0.1 - 0.5], [-0.2, -0.1 - 0.7]]))
 
 
@@ -131,20 +147,22 @@ class Known(nn.Module):
     def __init__(self, values, form):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values))
-        self.config = SimpleNamespace(form=form, glance=False)
+        self.config, self.layers = SimpleNamespace(form=form), [1, 2]
         self.told = None
 
     def start(self, images):
         return torch.zeros(images, 1)
 
-    def forward(self, layer, pooled, before, penalty, hidden):
+    def forward(self, layer, pooled, earlier, before, penalty, hidden):
         self.told = penalty
         return self.values[layer - 1].expand(len(pooled), -1), hidden
 
 
 # Two decisions between two widths. The fast agent prefers width 2 at the second, the slow one 1.
 FAST, SLOW = [[0.3, 0.4], [1.0, 2.0]], [[7.0, 8.0], [50.0, 10.0]]
-PRICES = torch.tensor([[[0.0, 0.0]] * 2, [[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]])
+# By layer, and the widths two before, one before and of it.
+PRICES = torch.tensor([[0.0] * 8, [0.9] * 6 + [0.3, 0.4], [0.9] * 4 + [0.5, 0.6, 0.7, 0.8]])
+PRICES = PRICES.reshape(3, 2, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -188,13 +206,13 @@ def test_bellman_loss_tells_only_the_priced_agent_its_penalty(form, told):
 # Recording
 
 
-def _record(network, images, labels, random_share, epsilon, paths=2, penalty=0.5):
+def _record(network, images, labels, random_share, epsilon, ways=2, penalty=0.5):
     return record(
         network,
         images,
         labels,
-        torch.full((paths * len(images),), penalty),
-        paths=paths,
+        torch.full((ways * len(images),), penalty),
+        ways=ways,
         random_share=random_share,
         epsilon=epsilon,
         generator=generator(3),
@@ -204,7 +222,7 @@ def _record(network, images, labels, random_share, epsilon, paths=2, penalty=0.5
 
 def test_record_gives_each_image_the_loss_of_its_own_path(network, images):
     labels = torch.arange(40) % 3
-    episodes = _record(network, images, labels, 0.5, 0.2, paths=3)
+    episodes = _record(network, images, labels, 0.5, 0.2, ways=3)
     assert len(episodes) == 120
     with torch.no_grad():
         logits = network.along(images.repeat(3, 1, 1, 1), episodes.widths)
@@ -218,11 +236,11 @@ def test_record_gives_each_image_the_loss_of_its_own_path(network, images):
 
 
 def test_record_keeps_what_the_agent_saw(network, images):
-    episodes = _record(network, images, torch.zeros(40, dtype=torch.long), 0.0, 0.0, paths=1)
+    episodes = _record(network, images, torch.zeros(40, dtype=torch.long), 0.0, 0.0, ways=1)
     with torch.no_grad():
         _, trace = network.by_policy(images, torch.full((40,), 0.5), _uncapped(torch.ones(40)))
     assert torch.equal(episodes.widths, trace.widths)
-    for kept, seen in zip(episodes.pooled, trace.pooled, strict=True):
+    for kept, seen in zip(episodes.pooled, trace.seen, strict=True):
         torch.testing.assert_close(kept.float(), seen, atol=1e-3, rtol=1e-3)
 
 
@@ -230,7 +248,7 @@ def test_record_tells_the_agent_each_rows_penalty(network, images):
     labels = torch.zeros(20, dtype=torch.long)
     penalty = torch.tensor([0.0] * 20 + [50.0] * 20)
     episodes = record(
-        network, images[20:], labels, penalty, paths=2, random_share=0.0, epsilon=0.0,
+        network, images[20:], labels, penalty, ways=2, random_share=0.0, epsilon=0.0,
         generator=generator(0), autocast=nullcontext(),
     )  # fmt: skip
     costs = path_macs(episodes.widths.numpy(), network.table, agent=False)
@@ -257,7 +275,8 @@ def test_explorer_leaves_the_agent_the_share_that_it_should(network):
             network, torch.zeros(4000), random_share=random_share, epsilon=epsilon,
             generator=generator(1),
         )  # fmt: skip
-        width = explorer(1, torch.zeros(4000, 8), torch.full((4000,), 4))
+        whole = torch.full((4000,), 4)
+        width = explorer(1, torch.zeros(4000, 8), whole, whole)
         own = ((width == 3) & ~explorer.scripted).float().mean().item()
         wanted = (1 - random_share) * (1 - epsilon * 3 / 4)
         assert own == pytest.approx(wanted, abs=0.03)
@@ -290,30 +309,3 @@ def test_episodes_concatenate_keeps_rows_together():
     assert second.widths.tolist() == [[2, 2, 1]]
     assert (second.loss.item(), second.baseline.item()) == pytest.approx((0.2, 2.0))
     assert [p[0, 0].item() for p in second.pooled] == [3.0, 4.0]
-
-
-# The glance
-
-
-def test_record_with_a_glance_is_measured_against_it_and_never_goes_with_it(images):
-    network = lively_network(glance=True)
-    network.agent.decoder.bias.data[0] = 1e3  # The agent itself would always go with the glance.
-    labels = torch.arange(40) % 3
-    episodes = _record(network, images, labels, 0.5, 0.3, paths=3)
-    assert (episodes.widths[:, 1] > 1).all()
-    assert (episodes.widths[:, 2:] == 1).any()
-    with torch.no_grad():
-        glance = F.cross_entropy(network(images, [4, 1, 1, 1, 1]), labels, reduction="none")
-    torch.testing.assert_close(episodes.baseline, glance.repeat(3))
-    assert episodes.pooled[0].shape[1] == network.agent.encoder["1"].in_features
-
-
-def test_bellman_loss_with_a_glance_holds_its_answer_to_be_worth_nothing():
-    fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
-    episodes = _episodes([[2, 2, 2]], [3.0], [5.0])
-    without = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
-    fast.config.glance = True
-    loss = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
-    assert (loss - without).item() == pytest.approx(0.3**2 / 2, rel=1e-3)
-    loss.backward()
-    assert fast.values.grad[0, 0] > 0

@@ -1,12 +1,15 @@
-"""Tests of training/run.py: where a network starts from."""
+"""Tests of training/run.py: how images are prepared, and where a network starts from."""
 
+import numpy as np
 import pytest
 import torch
 
 from models.pretrained import load_plain
 from tests.models.plain_networks import MCifarNet
-from tests.training.support import tiny_run
+from tests.training.support import SIZE, tiny_run
 from training.errors import ConfigError
+from training.run import Run
+from training.settings import from_dict
 
 CHANNELS = [8, 8, 16, 16, 16, 24, 24, 24]
 
@@ -14,6 +17,46 @@ CHANNELS = [8, 8, 16, 16, 16, 24, 24, 24]
 def plain_state(classes=3):
     torch.manual_seed(5)
     return MCifarNet(CHANNELS, classes).state_dict()
+
+
+@pytest.fixture
+def opened(pictures, tmp_path):
+    """Opens a run on a folder of pictures, with sections of settings."""
+
+    def run(data=None, supernet=None):
+        data = {"source": str(pictures), "cache": str(tmp_path / "cache"), **(data or {})}
+        backbone = {"width": 0.125, "image_size": SIZE}
+        places = {"out": str(tmp_path / "bundle"), "work": str(tmp_path / "work")}
+        config = from_dict(
+            {"data": data, "backbone": backbone, "supernet": supernet or {}, **places}
+        )
+        return Run.open(config, resume=False)
+
+    return run
+
+
+def test_open_without_resize_serves_whole_images(opened):
+    preprocessing = opened().preprocessing
+    assert (preprocessing.size, preprocessing.resize) == (SIZE, SIZE)
+
+
+def test_open_with_resize_and_crop_serves_the_centre_and_trains_on_more(opened):
+    run = opened({"resize": SIZE + 4}, {"crop": 0.5})
+    assert (run.preprocessing.size, run.preprocessing.resize) == (SIZE, SIZE + 4)
+    for images in (run.train, run.held_out):
+        assert images.take(slice(None)).shape[1:] == (SIZE, SIZE, 3)
+    assert run.train.take_wide(slice(None)).shape[1:] == (SIZE + 4, SIZE + 4, 3)
+    batch = next(run.batches(8).epoch(0))
+    assert batch.images.shape == (8, 3, SIZE, SIZE)
+    # Shifted images keep their pixels' values, which are whole numbers; resized ones do not.
+    std, mean = np.array(run.preprocessing.std), np.array(run.preprocessing.mean)
+    values = (batch.images.permute(0, 2, 3, 1).numpy() * std + mean) * 255
+    assert np.abs(values - values.round()).mean() > 0.1
+
+
+def test_open_resize_below_the_input_size_raises(opened):
+    with pytest.raises(ConfigError, match=rf"data\.resize is 8, but .* {SIZE} × {SIZE} pixels"):
+        opened({"resize": 8})
 
 
 def test_network_of_pretrained_weights_starts_from_them(tmp_path):

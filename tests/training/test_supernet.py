@@ -1,6 +1,7 @@
 """Tests of training/supernet.py."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from models import backbones
 from models.compute import path_macs
 from models.config import AgentConfig
 from models.network import Network
-from tests.training.support import PREPROCESSING, chain, coloured, tiny_run
+from tests.models.support import small_backbone, stream_backbone
+from tests.training.support import PREPROCESSING, chain, coloured, lively_network, tiny_run
 from training.batches import Batches, generator
 from training.supernet import (
     MAX_GRADIENT_NORM,
+    STAGE,
     backward,
     draw_path,
     draw_paths,
@@ -22,6 +25,7 @@ from training.supernet import (
     recalibrate,
     sandwich,
     sgd,
+    tie,
     train,
     update,
 )
@@ -43,31 +47,46 @@ def _gradients(network):
     return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
 
 
-def test_draw_paths_first_width_is_full_and_others_cover_all(network):
-    paths = draw_paths(500, 4, 4, generator(0))
+def test_draw_paths_every_layer_takes_every_width():
+    paths = draw_paths(500, chain(4, 8, 4), generator(0))
     assert paths.shape == (500, 4)
-    assert (paths[:, 0] == 4).all()
-    for layer in range(1, 4):
+    for layer in range(4):
         assert paths[:, layer].unique().tolist() == [1, 2, 3, 4]
 
 
 def test_draw_paths_are_cheap_and_dear_and_not_uniform():
     network = Network(chain(8, 8, 4))
-    paths = draw_paths(1000, 8, 4, generator(0))
+    paths = draw_paths(1000, network.backbone, generator(0))
     shares = path_macs(paths.numpy(), network.table, agent=False) / network.table.full
     # Independent widths would all cost about the same: their deviation is 0.08 here.
     assert shares.std() > 0.2
-    assert (paths[:, 1:] != paths[:, 1:2]).any(dim=1).float().mean() > 0.5
+    assert (paths != paths[:, :1]).any(dim=1).float().mean() > 0.5
+
+
+def test_draw_paths_tied_layers_follow_and_others_do_not():
+    backbone = small_backbone("resnet20")
+    paths = draw_paths(200, backbone, generator(0))
+    follows = [(paths[:, i] == paths[:, i - 2]).all().item() for i in range(2, backbone.n_layers)]
+    assert follows == [backbone.tied(i) for i in range(2, backbone.n_layers)]
+
+
+def test_tie_passes_a_width_on_from_block_to_block():
+    # Layers 2 and 6 are tied, to layers 0 and 4.
+    paths = tie(torch.tensor([[3, 1, 2, 2, 1, 3, 2], [1, 2, 3, 3, 3, 1, 1]]), stream_backbone())
+    assert paths.tolist() == [[3, 1, 3, 2, 1, 3, 1], [1, 2, 1, 3, 3, 1, 3]]
+    # Layers 2, 4 and 6 add to one stream, which the stem begins.
+    paths = tie(torch.tensor([[2] + [4, 1] * 9]), small_backbone("resnet20"))
+    assert paths[0, :8].tolist() == [2, 4, 2, 4, 2, 4, 2, 4]
 
 
 def test_draw_path_same_seed_same_path():
-    paths = {tuple(draw_path(8, 4, generator(seed))) for seed in (0, 0, 1, 2)}
+    paths = {tuple(draw_path(chain(8, 8, 4), generator(seed))) for seed in (0, 0, 1, 2)}
     assert len(paths) == 3
 
 
-def test_sandwich_is_full_then_narrowest_then_random(network):
-    paths = sandwich(network, 3, generator(5))
-    assert paths[:2] == [[4, 4, 4, 4], [4, 1, 1, 1]]
+def test_sandwich_is_full_then_narrowest_then_random():
+    paths = sandwich(chain(4, 8, 4), 3, generator(5))
+    assert paths[:2] == [[4, 4, 4, 4], [1, 1, 1, 1]]
     assert len(paths) == 5
     assert paths[2] != paths[3] != paths[4]
 
@@ -124,7 +143,7 @@ def test_update_gradients_left_in_the_agent_change_nothing(network):
 def test_backward_adds_teacher_and_students_gradients(network, batch):
     network.eval()  # so that one forward pass does not change the next
     images, labels = batch
-    paths = [[4, 4, 4, 4], [4, 1, 1, 1], [4, 2, 3, 1]]
+    paths = [[4, 4, 4, 4], [1, 1, 1, 1], [3, 2, 3, 1]]
     loss, right, teacher = backward(
         network, images, labels, paths, smoothing=0.1, autocast=nullcontext()
     )
@@ -155,7 +174,7 @@ def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
     batches = Batches(coloured(64), PREPROCESSING, size=16, seed=0)
     sample = [batch for epoch in range(75) for batch in batches.epoch(epoch)]
     weights = {n: p.clone() for n, p in network.named_parameters()}
-    recalibrate(network, sample, generator(3), run.autocast())
+    recalibrate(network, sample, partial(draw_path, run.backbone, generator(3)), run.autocast())
     assert _mixed_loss(network) < 0.8 * spoilt
     assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
     assert {conv.momentum for conv in network.convs} == {0.1}
@@ -165,8 +184,7 @@ def _mixed_loss(network):
     network.eval()
     images = coloured(90, seed=50)
     (batch,) = Batches(images, PREPROCESSING, size=90, seed=0).epoch(0)
-    backbone = network.backbone
-    paths = draw_paths(90, backbone.n_layers, backbone.groups, generator(4))
+    paths = draw_paths(90, network.backbone, generator(4))
     with torch.no_grad():
         return F.cross_entropy(network.along(batch.images, paths), batch.labels).item()
 
@@ -178,7 +196,21 @@ def test_train_learns_full_and_narrow_networks_and_leaves_the_agent(tmp_path):
     train(run, network)
     (batch,) = Batches(coloured(90, seed=50), PREPROCESSING, size=90, seed=0).epoch(0)
     for width in (4, 1):
-        logits = network(batch.images, [4] + [width] * 7)
+        logits = network(batch.images, [width] * 8)
         assert (logits.argmax(1) == batch.labels).float().mean() > 0.6
     assert not network.training
     assert all(torch.equal(p, agent[n]) for n, p in network.agent.named_parameters())
+
+
+def test_train_done_stage_gives_its_backbone_to_a_network_with_any_agent(tmp_path):
+    run = tiny_run(tmp_path, supernet={"epochs": 1})
+    network = run.network()
+    train(run, network)
+    assert not any(n.startswith("agent.") for n in run.checkpoints.load(STAGE).state["network"])
+    other = lively_network(run.backbone, "paths", seed=1)
+    agent = {n: p.clone() for n, p in other.agent.state_dict().items()}
+    train(run, other)
+    for name, value in network.state_dict().items():
+        if not name.startswith("agent."):
+            assert torch.equal(other.state_dict()[name], value), name
+    assert all(torch.equal(p, agent[n]) for n, p in other.agent.state_dict().items())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from models.bundle import Bundle
-from models.compute import MacTable, cap_macs, price
-from models.config import GLANCE_TOP, PENALTY_MIDPOINT
+from models.compute import MacTable, cap_macs, path_macs, path_price, price
+from models.config import GLANCE_LEAST_LOG, GLANCE_TOP, PENALTY_MIDPOINT, ConvConfig
 
 
 class MaskedNetwork:
@@ -16,94 +16,147 @@ class MaskedNetwork:
         self.config, self.agent = bundle.card.backbone, bundle.card.agent
         self.tensors = {k: v.astype(np.float64) for k, v in bundle.tensors.items()}
         self.table: MacTable = bundle.card.table()
+        self.rests: dict[tuple[int, ...], int] = {}
 
     def run(
         self, image: np.ndarray, penalty: float, cap: float
     ) -> tuple[np.ndarray, list[int], int]:
         """Logits, widths and the MACs of what is not zero."""
-        k, config = self.config.groups, self.config
         limit = int(cap_macs(cap, self.table.full))
-        hidden = np.zeros(self.agent.hidden)
         if penalty == 0 and cap >= 1:
-            logits, _, spent = self.along(image.astype(np.float64), 0, [k] * config.n_layers)
-            return logits, [k] * config.n_layers, spent
-        narrowest = [k] + [1] * (config.n_layers - 1)
-        x, spent = self.layer(0, image.astype(np.float64), None, k, k)
-        stream, widths, glance = None, [k], None
-        for layer, shape in enumerate(config.layers[1:], 1):
-            before = widths[-1]
-            seen = x[: config.in_channels(layer, before)].mean((1, 2))
-            if self.agent.glance and layer == 1:
-                glance, end, macs = self.along(x, 1, narrowest)
-                seen = self.seen(glance, end)
-                spent += macs
-            values, hidden, macs = self.values(layer, seen, before, penalty, hidden)
-            allowed = spent + self.table.after()[layer, before - 1] <= limit
-            width = 1 + int(np.argmax(np.where(allowed, values, -np.inf)))
-            spent += macs
-            if glance is not None and layer == 1 and width == 1:
-                return glance, narrowest, spent
-            stream = x if shape.reads == "stream" else stream
-            x, macs = self.layer(layer, x, stream, before, width)
-            widths.append(width)
-            spent += macs
-        logits, macs = self.head(x, widths[-1])
-        return logits, widths, spent + macs
+            path = [self.config.groups] * self.config.n_layers
+            logits, _, spent = self.along(image, path)
+            return logits, path, spent
+        if self.agent.form == "paths":
+            return self.by_path(image, penalty, limit)
+        return self.by_layer(image, penalty, limit)
 
-    def along(
-        self, x: np.ndarray, start: int, widths: list[int]
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Logits, last map and MACs of the layers from `start` on along a path."""
-        stream, spent = None, 0
-        for layer, width in list(enumerate(widths))[start:]:
-            stream = x if self.config.layers[layer].reads == "stream" else stream
-            x, macs = self.layer(layer, x, stream, widths[layer - 1], width)
+    def by_path(
+        self, image: np.ndarray, penalty: float, limit: int
+    ) -> tuple[np.ndarray, list[int], int]:
+        """As `run`: a glance, and perhaps another path after it."""
+        paths = np.array(self.agent.paths)
+        logits, end, spent = self.along(image, paths[0].tolist())
+        gain, macs = self.gain(logits, end)
+        spent += macs
+        values = np.append(0, gain) - penalty * path_price(self.table, paths)
+        allowed = path_macs(paths, self.table, agent=True) <= limit
+        chosen = int(np.argmax(np.where(allowed | (np.arange(len(paths)) == 0), values, -np.inf)))
+        if chosen:
+            logits, _, macs = self.along(image, paths[chosen].tolist())
             spent += macs
+        return logits, paths[chosen].tolist(), spent
+
+    def by_layer(
+        self, image: np.ndarray, penalty: float, limit: int
+    ) -> tuple[np.ndarray, list[int], int]:
+        """As `run`: one width after another."""
+        k, config, spent = self.config.groups, self.config, 0
+        hidden = np.zeros(self.agent.hidden)
+        x, block, widths = image.astype(np.float64), None, [k, k]
+        for layer, shape in enumerate(config.layers):
+            earlier, before = widths[-2:]
+            width = earlier if shape.shortcut == "identity" else k
+            if layer > 0 and shape.shortcut != "identity":
+                seen = x[: config.in_channels(layer, before)].mean((1, 2))
+                values, hidden, macs = self.values(layer, seen, earlier, before, penalty, hidden)
+                rest = [self.least_rest(layer, [*widths, width]) for width in range(1, k + 1)]
+                allowed = spent + macs + np.array(rest) <= limit
+                width = 1 + int(np.argmax(np.where(allowed, values, -np.inf)))
+                spent += macs
+            widths.append(width)
+            before_it = x
+            x, macs = self.layer(layer, x, block, widths)
+            block, spent = before_it, spent + macs
         logits, macs = self.head(x, widths[-1])
+        return logits, widths[2:], spent + macs
+
+    def least_rest(self, layer: int, widths: list[int]) -> int:
+        """The least MACs from a layer on, whose width is the last of `widths`: all rests tried."""
+        k, table, following = self.config.groups, self.table, layer + 1
+        macs = int(table.layers[layer, widths[-3] - 1, widths[-2] - 1, widths[-1] - 1])
+        if following == self.config.n_layers:
+            return macs + int(table.head[widths[-1] - 1])
+        if self.config.layers[following].shortcut == "identity":
+            return macs + self.least_rest(following, [*widths, widths[-2]])
+        key = (following, *widths[-2:])
+        if key not in self.rests:
+            step = int(table.agent[following, widths[-1] - 1])
+            rests = [self.least_rest(following, [*widths, width]) for width in range(1, k + 1)]
+            self.rests[key] = step + min(rests)
+        return macs + self.rests[key]
+
+    def along(self, image: np.ndarray, path: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Logits, last map and MACs of a path."""
+        x, block, spent = image.astype(np.float64), None, 0
+        widths = [self.config.groups] * 2 + path
+        for layer in range(len(path)):
+            before_it = x
+            x, macs = self.layer(layer, x, block, widths[: layer + 3])
+            block, spent = before_it, spent + macs
+        logits, macs = self.head(x, path[-1])
         return logits, x, spent + macs
 
-    def seen(self, logits: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """What the agent sees of a glance."""
-        shares = np.exp(logits) / np.exp(logits).sum()
-        top = np.sort(shares)[::-1][:GLANCE_TOP]
-        active = self.config.in_channels(self.config.n_layers, 1)
-        return np.concatenate([shares, top, end[:active].mean((1, 2))])
-
     def layer(
-        self, layer: int, x: np.ndarray, stream: np.ndarray | None, before: int, width: int
+        self, layer: int, x: np.ndarray, block: np.ndarray | None, widths: list[int]
     ) -> tuple[np.ndarray, int]:
-        k, shape = self.config.groups, self.config.layers[layer]
-        reads_all = layer == 0 or shape.reads == "stream"
-        weight = self.tensors[f"conv.{layer}.weight"]
-        row = k - 1 if reads_all else before - 1
-        y = convolve(x, weight, shape.stride, shape.padding)
-        y *= self.tensors[f"conv.{layer}.scale"][row, :, None, None]
-        y += self.tensors[f"conv.{layer}.shift"][row, :, None, None]
-        computed = len(y) * width // k
-        y[computed:] = 0
-        read = len(x) if reads_all else len(x) * before // k
-        macs = read * computed * shape.kernel**2 * y[0].size
-        if shape.shortcut:
-            assert stream is not None
-            extra, projected = self.shortcut(layer, stream)
-            y, macs = y + extra, macs + projected
+        """A layer's maps and MACs.
+
+        Args:
+            block: what entered the layer before.
+            widths: all up to this layer's.
+        """
+        shape, projection = self.config.layers[layer], self.config.projection(layer)
+        earlier, before, own = widths[-3:]
+        y, macs = self.convolution(f"conv.{layer}", shape, x, before, own)
+        if shape.shortcut == "pad":
+            stride = self.config.layers[layer - 1].stride
+            small, padded = block[:, ::stride, ::stride], np.zeros_like(y)
+            padded[: len(small)] = small[: len(y)]
+            y = y + padded
+        elif projection:
+            projected, extra = self.convolution(
+                f"projection.{layer}", projection, block, earlier, own
+            )
+            y, macs = y + projected, macs + extra
+        elif shape.shortcut:
+            y = y + block
         y = np.maximum(y, 0)
+        y[len(y) * own // self.config.groups :] = 0
         return (max_pool(y, *shape.pool) if shape.pool else y), macs
 
-    def shortcut(self, layer: int, stream: np.ndarray) -> tuple[np.ndarray, int]:
-        shape, stride = self.config.layers[layer], self.config.layers[layer - 1].stride
-        if shape.shortcut == "project":
-            weight = self.tensors[f"projection.{layer}.weight"]
-            y = convolve(stream, weight, stride, 0)
-            return y + self.tensors[f"projection.{layer}.bias"][:, None, None], len(stream) * y.size
-        if shape.shortcut == "pad":
-            small = stream[:, ::stride, ::stride]
-            missing = shape.out_channels - len(small)
-            return np.concatenate([small, np.zeros((missing, *small.shape[1:]))]), 0
-        return stream, 0
+    def convolution(
+        self, name: str, shape: ConvConfig, x: np.ndarray, before: int, own: int
+    ) -> tuple[np.ndarray, int]:
+        k = self.config.groups
+        y = convolve(x, self.tensors[f"{name}.weight"], shape.stride, shape.padding)
+        y *= self.tensors[f"{name}.scale"][before - 1, :, None, None]
+        y += self.tensors[f"{name}.shift"][before - 1, :, None, None]
+        computed = len(y) * own // k
+        y[computed:] = 0
+        return y, len(x) * before // k * computed * shape.kernel**2 * y[0].size
+
+    def gain(self, logits: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, int]:
+        """Gains of the paths but the first, and the MACs spent on them."""
+        shares = np.maximum(np.exp(logits - logits.max()), 1e-300)
+        logs = np.maximum(np.log(shares / shares.sum()), GLANCE_LEAST_LOG)
+        logs = np.append(logs, np.sort(logs)[::-1][:GLANCE_TOP])
+        active = self.config.in_channels(self.config.n_layers, 1)
+        x, macs = np.concatenate([np.exp(logs), logs, end[:active].mean((1, 2))]), 0
+        for name in ("hidden.0", "hidden.1", "gain"):
+            weight = self.tensors[f"agent.{name}.weight"]
+            x, macs = weight @ x + self.tensors[f"agent.{name}.bias"], macs + weight.size
+            x = x if name == "gain" else np.maximum(x, 0)
+        return x, macs
 
     def values(
-        self, layer: int, seen: np.ndarray, before: int, penalty: float, hidden: np.ndarray
+        self,
+        layer: int,
+        seen: np.ndarray,
+        earlier: int,
+        before: int,
+        penalty: float,
+        hidden: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, int]:
         def linear(name: str, features: np.ndarray, suffix: str = "") -> np.ndarray:
             weight = self.tensors[f"agent.{name}.weight{suffix}"][:, : len(features)]
@@ -118,16 +171,14 @@ class MaskedNetwork:
         reset, update = sigmoid(ir + hr), sigmoid(iz + hz)
         hidden = (1 - update) * np.tanh(in_ + reset * hn) + update * hidden
         k = self.config.groups
-        prices = price(self.table, self.agent.form)[layer, before - 1]
+        prices = price(self.table, self.agent.form)[layer, earlier - 1, before - 1]
         n = self.agent.hidden
         macs = len(seen) * self.agent.encoding + 3 * n * (len(encoded) + n) + n * k
         return linear("decoder", hidden) - penalty * prices, hidden, macs
 
     def head(self, x: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-        whole = self.config.layers[-1].shortcut is not None
-        read = len(x) if whole else len(x) * width // self.config.groups
         features = adaptive_pool(x, self.config.pool_to).ravel()
-        macs, n = 0, read * self.config.pool_to**2
+        macs, n = 0, len(x) * width // self.config.groups * self.config.pool_to**2
         for index, classes in enumerate(self.config.linears):
             features = np.maximum(features, 0) if index else features
             weight = self.tensors[f"head.{index}.weight"]

@@ -28,8 +28,6 @@ BUNDLE = Bundle(CARD, {}, Path("tiny"), "digest")
 class Builder:
     """Counts how often it was asked to build."""
 
-    __name__ = "counted"
-
     def __init__(self) -> None:
         self.builds = 0
 
@@ -50,18 +48,28 @@ def contents(model: Path) -> tuple[bytes, bytes]:
 
 
 def test_graph_file_second_time_is_read_not_built(tmp_path: Path, build: Builder) -> None:
-    with graph_file(BUNDLE, build, tmp_path / "made") as first:
+    with graph_file(BUNDLE, "counted", build, tmp_path / "made") as first:
         assert contents(first)[1] == b"d" * EXTERNAL_BYTES
-    with graph_file(BUNDLE, build, tmp_path / "made") as second:
+    with graph_file(BUNDLE, "counted", build, tmp_path / "made") as second:
         assert second == first
         assert second.exists()
     assert build.builds == 1
 
 
-def test_graph_file_of_changed_bundle_is_built_anew(tmp_path: Path, build: Builder) -> None:
-    with graph_file(BUNDLE, build, tmp_path) as first:
+def test_graph_file_of_another_name_is_another(tmp_path: Path, build: Builder) -> None:
+    with graph_file(BUNDLE, "one", build, tmp_path) as first:
         pass
-    with graph_file(dataclasses.replace(BUNDLE, digest="other"), build, tmp_path) as second:
+    with graph_file(BUNDLE, "two", build, tmp_path) as second:
+        assert first != second
+    assert build.builds == 2
+
+
+def test_graph_file_of_changed_bundle_is_built_anew(tmp_path: Path, build: Builder) -> None:
+    with graph_file(BUNDLE, "counted", build, tmp_path) as first:
+        pass
+    with graph_file(
+        dataclasses.replace(BUNDLE, digest="other"), "counted", build, tmp_path
+    ) as second:
         assert contents(second)[1] == b"o" * EXTERNAL_BYTES
     assert first != second
 
@@ -71,7 +79,7 @@ def test_graph_file_of_changed_bundle_is_built_anew(tmp_path: Path, build: Build
 def test_graph_file_damaged_is_built_anew(
     tmp_path: Path, build: Builder, name: str, damage: str
 ) -> None:
-    with graph_file(BUNDLE, build, tmp_path) as model:
+    with graph_file(BUNDLE, "counted", build, tmp_path) as model:
         whole = contents(model)
     file = model.with_name(name)
     content = file.read_bytes()
@@ -84,10 +92,10 @@ def test_graph_file_damaged_is_built_anew(
             file.write_bytes(b"")
         case "remove":
             file.unlink()
-    with graph_file(BUNDLE, build, tmp_path) as model:
+    with graph_file(BUNDLE, "counted", build, tmp_path) as model:
         assert contents(model) == whole
     assert build.builds == 2
-    with graph_file(BUNDLE, build, tmp_path):
+    with graph_file(BUNDLE, "counted", build, tmp_path):
         assert build.builds == 2
 
 
@@ -96,7 +104,10 @@ def test_graph_file_unwritable_cache_is_temporary_and_says_so(
 ) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    with caplog.at_level(logging.WARNING), graph_file(BUNDLE, build, in_the_way / "c") as model:
+    with (
+        caplog.at_level(logging.WARNING),
+        graph_file(BUNDLE, "counted", build, in_the_way / "c") as model,
+    ):
         assert contents(model)[1] == b"d" * EXTERNAL_BYTES
     assert not model.exists()
     assert build.builds == 1
@@ -104,13 +115,13 @@ def test_graph_file_unwritable_cache_is_temporary_and_says_so(
 
 
 def test_graph_file_without_cache_is_temporary(build: Builder) -> None:
-    with graph_file(BUNDLE, build, None) as model:
+    with graph_file(BUNDLE, "counted", build, None) as model:
         assert model.exists()
     assert not model.exists()
 
 
 def test_graph_file_leaves_nothing_else_in_the_cache(tmp_path: Path, build: Builder) -> None:
-    with graph_file(BUNDLE, build, tmp_path) as model:
+    with graph_file(BUNDLE, "counted", build, tmp_path) as model:
         pass
     assert list(tmp_path.iterdir()) == [model.parent]
     assert {file.name for file in model.parent.iterdir()} == {MODEL, WEIGHTS, SUM}

@@ -19,22 +19,26 @@ def session(graph: OnnxGraph, directory: Path) -> ort.InferenceSession:
     return ort.InferenceSession(directory / MODEL, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 5), (3, 4), (4, 4), (2, 1)])
-def test_choose_on_a_grid_runs_the_branch_at_the_position(
-    tmp_path: Path, rows: int, columns: int
-) -> None:
-    def write(scope: Scope, row: int, column: int) -> list[str]:
-        return [scope.op("Add", "x", scope.constant([10 * row + column], np.int64))]
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_choose_on_a_grid_runs_the_branch_at_the_position(tmp_path: Path, groups: int) -> None:
+    def write(scope: Scope, row: int, known: int, column: int) -> list[str]:
+        return [scope.op("Add", "x", scope.constant([100 * row + 10 * known + column], np.int64))]
 
     scope = Scope()
-    axes = [("row", range(rows)), ("column", range(columns))]
-    (chosen,) = scope.choose(axes, write, [(TensorProto.INT64, [1])])
+    (chosen,) = scope.choose(["row", 7, "column"], groups, write, [(TensorProto.INT64, [1])])
     scope.rename(chosen, "chosen")
     inputs = [integers(name, 1) for name in ("x", "row", "column")]
     runner = session(scope.finish(inputs, [integers("chosen", 1)]), tmp_path)
-    for row, column in np.ndindex(rows, columns):
-        feeds = {"x": np.array([100]), "row": np.array([row]), "column": np.array([column])}
-        assert runner.run(None, feeds)[0] == 100 + 10 * row + column
+    for row, column in np.ndindex(groups, groups):
+        feeds = {"x": np.array([1000]), "row": np.array([row]), "column": np.array([column])}
+        assert runner.run(None, feeds)[0] == 1070 + 100 * row + column
+
+
+def test_choose_by_what_is_known_writes_no_branches() -> None:
+    scope, scopes = Scope(), []
+    names = scope.choose([2, 3], 4, lambda *args: scopes.append(args) or ["y"], [])
+    assert names == ["y"]
+    assert scopes == [(scope, 2, 3)]
 
 
 def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: Path) -> None:
@@ -45,7 +49,7 @@ def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: 
         return [scope.op("Add", "x", scope.constant(values[case], np.int64))]
 
     scope = Scope()
-    (chosen,) = scope.choose([("case", range(2))], write, [(TensorProto.INT64, [size])])
+    (chosen,) = scope.choose(["case"], 2, write, [(TensorProto.INT64, [size])])
     scope.rename(scope.op("Add", chosen, scope.constant([5], np.int64)), "y")
     graph = scope.finish([integers("x", size), integers("case", 1)], [integers("y", size)])
     runner = session(graph, tmp_path)
@@ -53,21 +57,6 @@ def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: 
     for case in range(2):
         feeds = {"x": np.ones(size, np.int64), "case": np.array([case])}
         np.testing.assert_array_equal(runner.run(None, feeds)[0], values[case] + 6)
-
-
-@pytest.mark.parametrize(("index", "wanted"), [(0, 2), (2, 2), (3, 3), (4, 4), (9, 4)])
-def test_choose_beyond_the_cases_runs_the_nearest_branch(
-    tmp_path: Path, index: int, wanted: int
-) -> None:
-    def write(scope: Scope, case: int) -> list[str]:
-        return [scope.op("Add", "x", scope.constant([case], np.int64))]
-
-    scope = Scope()
-    (chosen,) = scope.choose([("case", range(2, 5))], write, [(TensorProto.INT64, [1])])
-    scope.rename(chosen, "chosen")
-    inputs = [integers(name, 1) for name in ("x", "case")]
-    runner = session(scope.finish(inputs, [integers("chosen", 1)]), tmp_path)
-    assert runner.run(None, {"x": np.array([100]), "case": np.array([index])})[0] == 100 + wanted
 
 
 def test_constants_equal_ones_are_stored_once(tmp_path: Path) -> None:

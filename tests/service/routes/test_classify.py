@@ -13,7 +13,18 @@ from models.bundle import Card
 from models.compute import path_macs
 from service.app import create_app
 from service.settings import Settings
-from tests.service.support import FakeEngine, add_bundle, encode, make_card, png, serve, wait_until
+from tests.service.support import (
+    BY_LAYER,
+    BY_PATH,
+    PATHS,
+    FakeEngine,
+    add_bundle,
+    encode,
+    make_card,
+    png,
+    serve,
+    wait_until,
+)
 
 
 def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
@@ -24,7 +35,7 @@ def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, ca
     response = client.post("/classify?budget=0.4&cap=0.9", content=png(190))
     assert response.status_code == 200
     body = response.json()
-    table, widths = card.table(), [4, 1, 2]
+    table, widths = card.table(), list(PATHS[1])
     macs = int(path_macs(np.array([widths]), table, agent=True)[0])
     predictions, timing = body.pop("predictions"), body.pop("timing_ms")
     assert body == {
@@ -117,8 +128,8 @@ def test_classify_multipart_bad_part_is_an_error_of_its_own(client: httpx.Client
 
 
 def test_classify_model_by_name(tmp_path: Path, settings: Settings, engine: FakeEngine) -> None:
-    for name in ("first", "second"):
-        add_bundle(tmp_path, make_card(name))
+    for name, agent in (("first", BY_LAYER), ("second", BY_PATH)):
+        add_bundle(tmp_path, make_card(name, agent))
     both = settings.model_copy(
         update={"bundles": tmp_path, "model": "second", "cache_dir": tmp_path}
     )
@@ -126,6 +137,7 @@ def test_classify_model_by_name(tmp_path: Path, settings: Settings, engine: Fake
         assert client.post("/classify", content=png()).json()["model"] == "second"
         first = client.post("/classify?model=first", content=png()).json()
         assert first["model"] == "first"
+        assert first["compute"]["widths"][0] == 4
         listed = {m["name"]: m for m in client.get("/models").json()["models"]}
         assert [listed["first"]["default"], listed["second"]["default"]] == [False, True]
         assert [listed["first"]["engine"], listed["second"]["engine"]] == ["onnx", "fake"]

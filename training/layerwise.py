@@ -1,4 +1,7 @@
-"""The agent's stage: record episodes with the agent of the time, learn from all of them, repeat."""
+"""The stage of an agent that decides layer by layer.
+
+Record episodes with the agent of the time, learn from all of them, repeat.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,23 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from models.agent import Agent
+from models.agent import LayerAgent
 from models.compute import step_price
 from models.network import Network
 from models.weights import folded
 from training.batches import generator
-from training.qlearning import Episodes, bellman_loss, draw_penalty, minibatches, record
+from training.qlearning import (
+    Episodes,
+    bellman_loss,
+    draw_penalty,
+    layer_agent,
+    minibatches,
+    record,
+)
 from training.run import LEARNING, RECORDING, Run
 from training.runlog import StageLog
 
+STAGE = "agent"
 # Share of the learning agent that its slow copy takes over at each step.
 FOLLOW = 0.01
 RECORDING_BATCH = 500
@@ -30,8 +41,8 @@ RANDOM_SHARE = 0.25
 class Learner:
     """The learning agent, its slow copy, and what it learns from."""
 
-    agent: Agent
-    slow: Agent
+    agent: LayerAgent
+    slow: LayerAgent
     optimizer: torch.optim.Optimizer
     prices: Tensor
     episodes: list[Episodes] = field(default_factory=list)
@@ -39,10 +50,11 @@ class Learner:
     @classmethod
     def of(cls, network: Network, learning_rate: float) -> Learner:
         """A learner of a network's agent, which it changes in place."""
-        slow = copy.deepcopy(network.agent).requires_grad_(False)
-        optimizer = torch.optim.Adam(network.agent.parameters(), lr=learning_rate)
-        prices = torch.from_numpy(step_price(network.table, network.agent.config.form))
-        return cls(network.agent, slow, optimizer, prices)
+        agent = layer_agent(network)
+        slow = copy.deepcopy(agent).requires_grad_(False)
+        optimizer = torch.optim.Adam(agent.parameters(), lr=learning_rate)
+        prices = torch.from_numpy(step_price(network.table, agent.config.form))
+        return cls(agent, slow, optimizer, prices)
 
     def learn(self, episodes: Episodes, penalty: Tensor, learning_rate: float) -> float:
         """One step of Q-learning; returns the Bellman error."""
@@ -66,30 +78,30 @@ class Learner:
         }
 
 
-def train(run: Run, network: Network, stage: str) -> None:
+def train(run: Run, network: Network) -> None:
     """Run the stage, or what is left of it, on a frozen backbone; the agent is changed in place.
 
     A step of the stage is one pass over the episodes; each recording is followed by `epochs`.
     """
     settings = run.config.agent
     learner = Learner.of(network, settings.learning_rate)
-    done = _restore(run, learner, stage)
+    done = _restore(run, learner)
     steps = settings.recordings * settings.epochs
     backbone = folded(network)
     backbone.agent = network.agent
-    with run.log(stage, steps, done) as log:
+    with run.log(STAGE, steps, done) as log:
         for step in range(done, steps):
             recording, epoch = divmod(step, settings.epochs)
             if epoch == 0:
-                _record(run, backbone, learner, stage, recording)
+                _record(run, backbone, learner, recording)
             _learn(run, learner, step, 1 - step / steps, log)
             last = step + 1 == steps
-            run.checkpoints.save(stage, learner.state(), step=step + 1, done=last)
+            run.checkpoints.save(STAGE, learner.state(), step=step + 1, done=last)
     for recording in range(settings.recordings):
-        run.checkpoints.remove(_episodes(stage, recording))
+        run.checkpoints.remove(_episodes(recording))
 
 
-def _record(run: Run, backbone: Network, learner: Learner, stage: str, recording: int) -> None:
+def _record(run: Run, backbone: Network, learner: Learner, recording: int) -> None:
     settings = run.config.agent
     random = generator(run.config.seed, RECORDING, recording)
     batches = run.batches(RECORDING_BATCH)
@@ -101,8 +113,8 @@ def _record(run: Run, backbone: Network, learner: Learner, stage: str, recording
             backbone,
             batch.images,
             batch.labels,
-            _told(run, len(batch.images) * settings.paths, random),
-            paths=settings.paths,
+            _told(run, len(batch.images) * settings.ways, random),
+            ways=settings.ways,
             random_share=max(epsilon, RANDOM_SHARE),
             epsilon=epsilon / 2,
             generator=random,
@@ -110,7 +122,7 @@ def _record(run: Run, backbone: Network, learner: Learner, stage: str, recording
         )
         parts.append(part)
     learner.episodes.append(Episodes.concatenate(parts))
-    run.checkpoints.save(_episodes(stage, recording), vars(learner.episodes[-1]))
+    run.checkpoints.save(_episodes(recording), vars(learner.episodes[-1]))
 
 
 def _learn(run: Run, learner: Learner, step: int, rate: float, log: StageLog) -> None:
@@ -147,8 +159,8 @@ def _told(run: Run, episodes: int, random: torch.Generator) -> Tensor:
     return torch.zeros_like(penalty) if run.config.agent.form == "paper" else penalty
 
 
-def _restore(run: Run, learner: Learner, stage: str) -> int:
-    checkpoint = run.checkpoints.load(stage)
+def _restore(run: Run, learner: Learner) -> int:
+    checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
         return 0
     learner.agent.load_state_dict(checkpoint.state["agent"])
@@ -156,10 +168,10 @@ def _restore(run: Run, learner: Learner, stage: str) -> int:
     learner.optimizer.load_state_dict(checkpoint.state["optimizer"])
     if not checkpoint.done:
         recorded = math.ceil(checkpoint.step / run.config.agent.epochs)
-        kept = [run.checkpoints.load(_episodes(stage, number)) for number in range(recorded)]
+        kept = [run.checkpoints.load(_episodes(number)) for number in range(recorded)]
         learner.episodes = [Episodes(**part.state) for part in kept if part is not None]
     return checkpoint.step
 
 
-def _episodes(stage: str, recording: int) -> str:
-    return f"{stage}-episodes-{recording}"
+def _episodes(recording: int) -> str:
+    return f"{STAGE}-episodes-{recording}"

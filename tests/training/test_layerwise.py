@@ -1,4 +1,4 @@
-"""Tests of training/agent.py."""
+"""Tests of training/layerwise.py."""
 
 from itertools import product
 
@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.agent import new_agent
 from models.compute import path_macs
 from models.config import AgentConfig
 from models.network import Greedy, Network
 from tests.training.support import chain, lively_network, tiny_run
-from training.agent import FOLLOW, Learner, train
 from training.batches import generator
+from training.checkpoint import Checkpoints
+from training.layerwise import FOLLOW, Learner, train
 from training.qlearning import Episodes, draw_penalty
-from training.runlog import LOG, read_log
+from training.runlog import LOG, SPEED, read_log
 
 
 def _parameters(module):
@@ -89,17 +91,18 @@ def _learnt(form, penalties):
     network = Network(chain(3, 4, 2), AgentConfig(form, encoding=8, hidden=16))
     learner = Learner.of(network, 1e-2)
     episodes, random = _all_episodes(), generator(2)
-    for step in range(1000):
+    for step in range(500):
         rows = torch.randint(len(episodes), (128,), generator=random)
         penalty = draw_penalty(128, *penalties, random)
-        learner.learn(episodes[rows], penalty, 1e-2 * (1 - step / 1000))
+        learner.learn(episodes[rows], penalty, 1e-2 * (1 - step / 500))
     return network
 
 
 def _chosen(network, kind, penalty):
     choose = Greedy(network.agent, network.table, torch.tensor([penalty]), torch.tensor([2.0]))
-    first = choose(1, LOOKS[kind][None], torch.tensor([2]))
-    return first.item(), choose(2, COMPUTED[first.item()][None], first).item()
+    whole = torch.tensor([2])
+    first = choose(1, LOOKS[kind][None], whole, whole)
+    return first.item(), choose(2, COMPUTED[first.item()][None], whole, first).item()
 
 
 def _best(network, kind, penalty, form):
@@ -130,19 +133,25 @@ def test_q_learning_paper_finds_the_best_path_of_its_penalty(penalty):
         assert _chosen(network, kind, 0.0) == _best(network, kind, penalty, "paper")
 
 
+def _run(folder, form="priced"):
+    """A run and a network with the agent that it is to train."""
+    run = tiny_run(folder, agent={"form": form})
+    network = run.network().eval()
+    network.agent = new_agent(run.backbone, AgentConfig(form, encoding=8, hidden=16))
+    return run, network
+
+
 @pytest.mark.parametrize("form", ["priced", "paper"])
 def test_train_learns_the_agent_on_a_frozen_backbone(tmp_path, form):
-    run = tiny_run(tmp_path, agent={"form": form})
-    network = run.network().eval()
+    run, network = _run(tmp_path, form)
     backbone, agent = _parameters(network.convs), _parameters(network.agent)
-    train(run, network, "agent")
+    train(run, network)
     assert all(_same(network.convs, backbone).values())
     assert not any(_same(network.agent, agent).values())
 
 
 def test_train_leaves_one_checkpoint_and_a_log(tmp_path):
-    run = tiny_run(tmp_path)
-    train(run, run.network().eval(), "agent")
+    train(*_run(tmp_path))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["agent.pt"]
     records = read_log(tmp_path / LOG)
     assert [record["step"] for record in records] == [1, 2, 3, 4]
@@ -150,11 +159,42 @@ def test_train_leaves_one_checkpoint_and_a_log(tmp_path):
 
 
 def test_train_done_stage_gives_its_agent_at_once(tmp_path):
-    run = tiny_run(tmp_path)
-    network = run.network().eval()
-    train(run, network, "agent")
+    run, network = _run(tmp_path)
+    train(run, network)
     learnt = _parameters(network.agent)
-    again = run.network().eval()
-    train(run, again, "agent")
-    assert all(_same(again.agent, learnt).values())
+    again, other = _run(tmp_path)
+    train(again, other)
+    assert all(_same(other.agent, learnt).values())
     assert len(read_log(tmp_path / LOG)) == 4
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_train_stopped_at_many_places_and_resumed_learns_the_same(tmp_path, monkeypatch):
+    run, expected = _run(tmp_path / "at-once")
+    train(run, expected)
+    save, saves_left = Checkpoints.save, 0
+
+    def stopping_save(self, *args, **kwargs):
+        nonlocal saves_left
+        saves_left -= 1
+        if saves_left < 0:
+            raise StoppedError
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpoints, "save", stopping_save)
+    for _ in range(3):
+        saves_left = 2
+        with pytest.raises(StoppedError):
+            train(*_run(tmp_path / "stopped"))
+    saves_left = 1
+    run, network = _run(tmp_path / "stopped")
+    train(run, network)
+    assert all(_same(network.agent, _parameters(expected.agent)).values())
+    assert _logged(tmp_path / "stopped") == _logged(tmp_path / "at-once")
+
+
+def _logged(folder):
+    return [{k: v for k, v in r.items() if k != SPEED} for r in read_log(folder / LOG)]

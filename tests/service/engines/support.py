@@ -1,0 +1,109 @@
+"""Random bundles with agents of each form, images and rows to run them on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from models.bundle import Bundle, CalibrationPoint, Card, tensor_shapes
+from models.compute import path_macs
+from models.config import AgentConfig, BackboneConfig
+from models.preprocess import Preprocessing
+from service.engines.base import Result
+from tests.service.engines.masked import MaskedNetwork
+
+
+def agent_of(form: str, backbone: BackboneConfig) -> AgentConfig:
+    if form == "paths":
+        return AgentConfig(form, hidden=12, paths=some_paths(backbone))
+    return AgentConfig(form, encoding=24, hidden=24)
+
+
+def some_paths(backbone: BackboneConfig) -> tuple[tuple[int, ...], ...]:
+    """The narrowest path, the whole one, and alternating and random ones between."""
+    k, n_layers = backbone.groups, backbone.n_layers
+    rng = np.random.default_rng(0)
+    free = [[odd, even] * n_layers for odd, even in itertools.product((1, k), repeat=2)]
+    free += rng.integers(1, k + 1, (4, 2 * n_layers)).tolist()
+    return tuple(dict.fromkeys(path_of(backbone, widths) for widths in free))
+
+
+def path_of(backbone: BackboneConfig, widths: Iterable[int]) -> tuple[int, ...]:
+    """The path whose layers take widths in turn, the tied ones those that they must have."""
+    path: list[int] = []
+    for layer, width in zip(range(backbone.n_layers), widths, strict=False):
+        path.append(path[-2] if backbone.tied(layer) else width)
+    return tuple(path)
+
+
+def random_bundle(backbone: BackboneConfig, form: str, seed: int = 0) -> Bundle:
+    """A bundle whose agent takes different paths for different images."""
+    rng, agent = np.random.default_rng(seed), agent_of(form, backbone)
+    tensors = {}
+    for name, shape in tensor_shapes(backbone, agent).items():
+        fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1
+        values = rng.normal(size=shape) * np.sqrt(2 / fan_in)
+        if name.startswith("agent.encoder") and name.endswith("weight"):
+            values *= 4
+        if name == "agent.decoder.bias":
+            values *= 0
+        if name.endswith("scale"):
+            values = rng.uniform(0.7, 1.7, shape)
+            # The fewer inputs, the less they vary; so no width's signal dies away.
+            values *= np.sqrt(shape[0] / np.arange(1, shape[0] + 1))[:, None]
+        half = name.startswith("conv") and name.endswith("weight")
+        tensors[name] = values.astype(np.float16 if half else np.float32)
+    size = backbone.image_size
+    card = Card(
+        name=backbone.name,
+        labels=tuple(str(index) for index in range(backbone.classes)),
+        backbone=backbone,
+        agent=agent,
+        preprocessing=Preprocessing(size, size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        calibration=(CalibrationPoint(1.0, 0.2, 0.5),),
+    )
+    bundle = Bundle(card, tensors, Path(backbone.name), f"{backbone.name} {agent} {seed}")
+    if form == "paths":
+        spread_gains(bundle)
+    return bundle
+
+
+def spread_gains(bundle: Bundle) -> None:
+    """Let what the agent expects differ among images, by about as much as paths do in price."""
+    network, narrowest = MaskedNetwork(bundle), list(bundle.card.agent.paths[0])
+    glances = [network.along(x, narrowest) for x in random_images(bundle.card.backbone, 8, seed=2)]
+    gains = np.array([network.gain(logits, end)[0] for logits, end, _ in glances])
+    weight, bias = bundle.tensors["agent.gain.weight"], bundle.tensors["agent.gain.bias"]
+    bias -= gains.mean(axis=0)
+    scale = 0.5 / gains.std(axis=0)
+    weight *= scale[:, None].astype(np.float32)
+    bias *= scale
+
+
+def random_images(backbone: BackboneConfig, n: int, seed: int = 1) -> np.ndarray:
+    """Noise in front of a colour, as the agent sees the means of maps."""
+    rng, size = np.random.default_rng(seed), backbone.image_size
+    images = rng.normal(size=(n, 3, 1, 1)) * 2 + rng.normal(size=(n, 3, size, size))
+    return images.astype(np.float32)
+
+
+def most(bundle: Bundle) -> float:
+    """The cap that allows any path."""
+    table, n_layers = bundle.card.table(), bundle.card.backbone.n_layers
+    return float(path_macs(np.full((1, n_layers), table.groups), table, agent=True)[0] / table.full)
+
+
+def mixed_rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, penalties and caps of all kinds, plain rows among the others."""
+    penalty = np.tile(np.float32([0.3, 0, 1, 0.02, -0.5, 4]), 6)
+    cap = np.maximum(np.repeat([1, 0.8, most(bundle), 0.6], 9), bundle.card.min_cap)
+    return random_images(bundle.card.backbone, len(cap)), penalty, cap
+
+
+def check_same(result: Result, wanted: Result) -> None:
+    np.testing.assert_array_equal(result.widths, wanted.widths)
+    np.testing.assert_array_equal(result.macs, wanted.macs)
+    np.testing.assert_allclose(result.logits, wanted.logits, rtol=1e-4, atol=1e-4)

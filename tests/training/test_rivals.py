@@ -1,0 +1,194 @@
+"""Tests of training/rivals.py."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+
+from models import backbones
+from models.bundle import Card
+from models.compute import path_macs
+from models.weights import folded
+from tests.training.support import COLOURS, PREPROCESSING, SIZE, chain, coloured, lively_network
+from training import rivals
+from training.calibration import calibrate
+from training.evaluation import at_budget
+from training.measure import Outcome, along
+from training.rivals import cascade, measure, mixture, random_paths, uniform_path
+
+
+def _outcome(fraction, accuracy, images=100):
+    right = np.arange(images) < accuracy * images
+    return Outcome(np.ones((images, 2), np.int64), right, np.full(images, fraction))
+
+
+# Mixtures
+
+
+@pytest.mark.parametrize(
+    ("fraction", "accuracy"),
+    [(0.1, 0.5), (0.2, 0.5), (0.3, 0.556), (0.4, 0.612), (0.85, 0.84), (1.0, 0.9)],
+)
+def test_mixture_lies_between_two_neighbours_and_leaves_out_a_bad_path(fraction, accuracy):
+    # At 0.4, a lot between the paths at 0.2 and 0.7 is right more often than the path there.
+    outcomes = [_outcome(0.2, 0.5), _outcome(0.7, 0.78), _outcome(0.4, 0.6), _outcome(1.0, 0.9)]
+    assert mixture(outcomes, fraction) == pytest.approx(accuracy)
+
+
+def test_mixture_is_the_best_of_any_two_by_lot():
+    rng = np.random.default_rng(0)
+    points = list(zip(rng.uniform(0.1, 1, 9), rng.uniform(0.4, 0.9, 9), strict=True))
+    outcomes = [_outcome(x, y, 10_000) for x, y in points]
+    points = [(o.mean_fraction, o.accuracy) for o in outcomes]
+    for fraction in np.linspace(min(points)[0], max(points)[0], 13):
+        around = [
+            np.interp(fraction, *zip(*pair, strict=True))
+            for pair in combinations(sorted(points), 2)
+            if pair[0][0] <= fraction <= pair[1][0]
+        ]
+        assert mixture(outcomes, fraction) == pytest.approx(max(around))
+
+
+# Cascades
+
+
+def _answers(fraction, seed, images=40):
+    """Made-up logits of three classes; class 0 is right."""
+    logits = np.random.default_rng(seed).normal(size=(images, 3)).astype(np.float32) * 3
+    return Outcome(
+        np.ones((images, 2), np.int64),
+        logits.argmax(axis=1) == 0,
+        np.full(images, fraction),
+        logits,
+    )
+
+
+def _always(fraction, right, images=40):
+    outcome = _answers(fraction, 9, images)
+    return Outcome(outcome.widths, np.full(images, right), outcome.fraction, outcome.logits)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.7, 1.0])
+def test_cascade_sends_on_those_whose_two_best_classes_are_closest(fraction):
+    uniform = [_answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)]
+    fixed = [_answers(0.1, 0), _answers(0.6, 3)]
+    found = []
+    for second in (*uniform[1:], fixed[1]):
+        shares = np.exp(uniform[0].logits.astype(float))
+        shares /= shares.sum(axis=1, keepdims=True)
+        best, next_best = np.sort(shares, axis=1)[:, :0:-1].T
+        doubtful = sorted(range(40), key=lambda i: np.log(best[i] / next_best[i]))
+        count = min(round((fraction - 0.1) / second.mean_fraction * 40), 40)
+        right = [(second if i in doubtful[:count] else uniform[0]).right[i] for i in range(40)]
+        found.append(sum(right) / 40)
+    assert cascade(uniform, fixed, fraction) == pytest.approx(max(found))
+
+
+@pytest.mark.parametrize("fraction", np.linspace(0.1, 1.1, 21))
+def test_cascade_needs_no_more_compute_than_given(fraction):
+    # Right are those that are sent on, so the accuracy tells how many they were.
+    found = cascade([_always(0.1, False), _always(0.8, True)], [], fraction)
+    half_an_image = 0.8 / 40 / 2
+    assert 0.1 + 0.8 * found <= fraction + half_an_image + 1e-9
+    assert 0.1 + 0.8 * found >= min(fraction, 0.9) - half_an_image - 1e-9
+
+
+def test_cascade_takes_the_second_path_that_does_best():
+    first, poor, good = _always(0.1, False), _always(0.3, False), _always(0.6, True)
+    assert cascade([first, poor], [first, good], 0.4) == pytest.approx(0.3 / 0.6)
+    assert cascade([first, good], [first, poor], 0.4) == pytest.approx(0.3 / 0.6)
+
+
+# Paths
+
+
+@pytest.fixture(params=["mcifarnet", "resnet20"])
+def network(request):
+    return folded(lively_network(backbones.build(request.param, 3, width=0.25, image_size=SIZE)))
+
+
+@pytest.mark.parametrize("fraction", [0.15, 0.3, 0.5, 0.8, 0.95])
+def test_random_paths_spend_what_was_asked_in_different_ways(network, fraction):
+    paths = random_paths(network, 5000, fraction, seed=1)
+    spent = path_macs(paths, network.table, agent=False) / network.table.full
+    backbone = network.backbone
+    assert spent.mean() == pytest.approx(fraction, abs=0.01)
+    assert paths.shape == (5000, backbone.n_layers)
+    assert len(np.unique(paths, axis=0)) > 30
+    for layer in filter(backbone.tied, range(backbone.n_layers)):
+        assert np.array_equal(paths[:, layer], paths[:, layer - 2])
+
+
+def test_random_paths_same_seed_same_paths(network):
+    one, same, other = (random_paths(network, 50, 0.5, seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_uniform_path_prunes_every_layer(network):
+    assert uniform_path(network, 2).tolist() == [[2] * network.backbone.n_layers]
+
+
+# All together
+
+IMAGES = coloured(150)
+
+
+def _bundled(form):
+    """A network that was never trained, with a calibrated card."""
+    network = folded(lively_network(chain(5, 8, 4, SIZE), form))
+    points = calibrate(network, IMAGES, PREPROCESSING, highest_penalty=10.0, points=8)
+    card = Card(
+        "chain", tuple(COLOURS), network.backbone, network.agent.config, PREPROCESSING, points
+    )
+    return card, network
+
+
+def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
+    card, network = _bundled("paths")
+    sent = []
+
+    def noted(network, images, preprocessing, paths):
+        outcome = along(network, images, preprocessing, paths)
+        sent.append((paths, outcome))
+        return outcome
+
+    monkeypatch.setattr(rivals, "along", noted)
+    budget = (card.min_fraction + card.calibration[-1].fraction) / 2
+    (row,) = measure(card, network, IMAGES, [budget], seed=0)
+    ours = at_budget(network, card, IMAGES, budget)
+    assert (row.budget, row.fraction) == (budget, ours.mean_fraction)
+    assert list(row.accuracy) == ["ours", "cascade", "fixed", "uniform", "random", "shuffled"]
+    assert row.accuracy["ours"] == ours.accuracy
+    assert row.paths == len({tuple(path) for path in ours.widths.tolist()}) >= 3
+
+    uniform, fixed, drawn, shuffled = sent[:4], sent[4:-2], sent[-2], sent[-1]
+    assert [path.tolist() for path, _ in uniform] == [[[w] * 5] for w in range(1, 5)]
+    assert [tuple(path[0]) for path, _ in fixed] == list(card.agent.paths)
+    uniform, fixed = ([outcome for _, outcome in part] for part in (uniform, fixed))
+    assert row.accuracy["uniform"] == mixture(uniform, row.fraction)
+    assert row.accuracy["fixed"] == mixture([*fixed, uniform[-1]], row.fraction)
+    fixed.sort(key=lambda outcome: outcome.mean_fraction)
+    assert row.accuracy["cascade"] == cascade(uniform, fixed, row.fraction)
+    spent = path_macs(drawn[0], network.table, agent=False).mean() / network.table.full
+    assert spent == pytest.approx(ours.mean_fraction, abs=0.05)
+    assert row.accuracy["random"] == drawn[1].accuracy
+    # The same paths, as often, but not each with its own image.
+    assert sorted(shuffled[0].tolist()) == sorted(ours.widths.tolist())
+    assert not np.array_equal(shuffled[0], ours.widths)
+    assert row.accuracy["shuffled"] == shuffled[1].accuracy
+
+
+def test_measure_layer_by_layer_has_no_fixed_paths():
+    card, network = _bundled("priced")
+    rows = measure(card, network, IMAGES, [card.min_fraction, 1.0], seed=0)
+    assert all("fixed" not in row.accuracy for row in rows)
+    assert all(one.fraction < other.fraction for one, other in pairwise(rows))
+
+
+def test_measure_at_budget_one_all_but_random_ways_are_the_plain_network():
+    card, network = _bundled("paths")
+    (row,) = measure(card, network, IMAGES, [1.0], seed=0)
+    assert (row.fraction, row.paths) == (1.0, 1)
+    full = along(network, IMAGES, PREPROCESSING, uniform_path(network, 4)).accuracy
+    assert {row.accuracy[name] for name in ("ours", "fixed", "uniform", "shuffled")} == {full}

@@ -1,0 +1,122 @@
+"""Search for the paths among which an agent chooses: the best fixed ones, from whole to narrowest.
+
+Starting from the whole network, the layer is narrowed by a group whose narrowing raises the loss on
+held-out images least for the compute that it saves, until all are narrowest. (Yu and Huang,
+AutoSlim, 2019, slim a trained supernet in the same greedy way.) What comes by is a chain of paths
+from dear to cheap, of which some are kept, in equal steps of the logarithm of compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from models.compute import mac_table, path_macs
+from models.config import AgentConfig, BackboneConfig
+from models.network import Network
+from models.preprocess import Preprocessing
+from models.weights import folded
+from training.batches import Batch, in_order
+from training.data import Images
+from training.errors import ConfigError
+from training.run import Run
+
+STAGE = "paths"
+Path = tuple[int, ...]
+
+
+def find(run: Run, network: Network) -> AgentConfig:
+    """Run the stage, or take what it had found: an agent with its paths."""
+    checkpoint = run.checkpoints.load(STAGE)
+    if checkpoint is None:
+        images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))
+        chain = narrowing(folded(network), images, run.preprocessing, run.autocast())
+        state = {"chain": [list(path) for path in chain]}
+        run.checkpoints.save(STAGE, state, done=True)
+    else:
+        chain = [tuple(path) for path in checkpoint.state["chain"]]
+    return choose(run.backbone, chain, run.config.paths.count, run.config.agent.hidden)
+
+
+def narrowing(
+    network: Network, images: Images, preprocessing: Preprocessing, autocast: torch.autocast
+) -> list[Path]:
+    """Paths from the whole network to its narrowest, each by a group narrower than the one before.
+
+    Args:
+        network: folded.
+        images: held-out images on which losses are compared.
+    """
+    backbone, table = network.backbone, network.table
+    batches = list(in_order(images, preprocessing, 500))
+
+    def macs(path: Path) -> int:
+        return int(path_macs(np.array([path]), table, agent=False)[0])
+
+    chain: list[Path] = [(backbone.groups,) * backbone.n_layers]
+    steps = (backbone.groups - 1) * sum(not backbone.tied(i) for i in range(backbone.n_layers))
+    for _ in tqdm(range(steps), desc="paths", unit="path", disable=None):
+        now = chain[-1]
+        before = loss(network, batches, now, autocast)
+        narrower = [narrowed(backbone, now, i) for i in range(backbone.n_layers)]
+        candidates = [path for path in narrower if path is not None]
+        rises = [loss(network, batches, path, autocast) - before for path in candidates]
+        saved = [macs(now) - macs(path) for path in candidates]
+        chain.append(candidates[int(np.argmin(np.array(rises) / np.array(saved)))])
+    return chain
+
+
+def narrowed(backbone: BackboneConfig, path: Path, layer: int) -> Path | None:
+    """The path with a layer, and those tied to it, a group narrower; None if that cannot be."""
+    if backbone.tied(layer) or path[layer] == 1:
+        return None
+    widths = list(path)
+    widths[layer] -= 1
+    for index in range(backbone.n_layers):
+        if backbone.tied(index):
+            widths[index] = widths[index - 2]
+    return tuple(widths)
+
+
+@torch.no_grad()
+def loss(network: Network, batches: Sequence[Batch], path: Path, autocast: torch.autocast) -> float:
+    """Mean cross-entropy of images along one path."""
+    total = 0.0
+    for batch in batches:
+        with autocast:
+            logits = network(batch.images, path).float()
+        total += F.cross_entropy(logits, batch.labels, reduction="sum").item()
+    return total / sum(len(batch.labels) for batch in batches)
+
+
+def choose(backbone: BackboneConfig, chain: Sequence[Path], count: int, hidden: int) -> AgentConfig:
+    """An agent with the narrowest path of a chain and `count` others, fewer if it is short.
+
+    The dearest is the last that an image can be sent along after a glance without spending more
+    than the full network; the others divide what lies between in equal steps of the logarithm.
+
+    Raises:
+        ConfigError: there is no such path.
+    """
+    narrowest, *wider = reversed(chain)
+    allowed, glance = [], 0
+    if wider:
+        table = mac_table(backbone, AgentConfig("paths", hidden=hidden, paths=(narrowest, *wider)))
+        macs, glance = path_macs(np.array(wider), table, agent=True), table.glance
+        allowed = [
+            (cost, path) for cost, path in zip(macs, wider, strict=True) if cost <= table.full
+        ]
+    if not allowed:
+        raise ConfigError(
+            f"after a glance no path is cheaper than the full network: agent.hidden is {hidden}, "
+            f"make it less, and backbone.groups is {backbone.groups}, make it more"
+        )
+    costs = np.array([cost - glance for cost, _ in allowed])
+    wanted = np.geomspace(glance, costs[-1], count + 1)[1:]
+    nearest = {int(np.abs(np.log(costs / cost)).argmin()) for cost in wanted}
+    kept = tuple(allowed[number][1] for number in sorted(nearest))
+    return AgentConfig("paths", hidden=hidden, paths=(narrowest, *kept))

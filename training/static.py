@@ -1,0 +1,278 @@
+"""Static rivals: one fixed network, made with the same budget of training as ours.
+
+- plain: the whole backbone. The other methods start from it and are taught by it, as narrow
+  sub-networks are taught by the full one in the supernet's stage.
+- l1, torch-pruning: channels of the plain network are removed, then what is left is trained.
+- narrow: every layer scaled by one factor, trained from random weights.
+
+All are trained for as many epochs as our backbone, on the same batches and schedule. Of the test
+images nothing is chosen: they are asked once, at the end.
+
+<out>/static.json         what it is and what it reaches, written last
+<out>/model.safetensors   its weights, float32
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import backbones
+from models.config import BackboneConfig, to_dict
+from models.network import Network
+from training import pruning, settings
+from training.batches import Batch
+from training.config import Config
+from training.data import load_test
+from training.errors import ConfigError
+from training.files import write_atomic
+from training.measure import along
+from training.run import Run
+from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
+
+METHODS = ("plain", "l1", "torch-pruning", "narrow")
+REPORT, WEIGHTS = "static.json", "model.safetensors"
+BEGIN, STAGE = "static-begin", "static"
+# Batches of training images whose gradients rank the channels, taken in turn.
+RANKING_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which static network.
+
+    Attributes:
+        method: one of `METHODS`.
+        fraction: most MACs, as a share of the whole backbone's; None for the plain network.
+        start: folder of the plain network that the others start from.
+        criterion: one of `pruning.CRITERIA`, for Torch-Pruning.
+    """
+
+    method: str
+    fraction: float | None = None
+    start: Path | None = None
+    criterion: str = "taylor"
+
+    def check(self) -> None:
+        """Complain about flags that do not go together.
+
+        Raises:
+            ConfigError: with the first that is wrong.
+        """
+        if self.method == "plain":
+            if self.fraction is not None or self.start is not None:
+                raise ConfigError("--method plain takes neither --fraction nor --start")
+        elif self.start is None:
+            raise ConfigError(f"--method {self.method} needs --start: a folder of --method plain")
+        elif self.fraction is None or not 0 < self.fraction < 1:
+            raise ConfigError(
+                f"--method {self.method} needs a --fraction between 0 and 1, not {self.fraction}"
+            )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A static network that was trained.
+
+    Attributes:
+        report: what its JSON file tells.
+        digest: SHA-256 of its weights.
+    """
+
+    network: Network
+    report: dict[str, Any]
+    digest: str
+
+
+def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
+    """Train and measure one static network; print its JSON.
+
+    Raises:
+        TrainingError: anything the user can mend, before any time is spent.
+    """
+    wanted.check()
+    out, name = Path(config.out), config.backbone.name
+    if config.out and (out / REPORT).exists():
+        raise ConfigError(f"{out} holds a finished network: choose another --out, or remove it")
+    if name in backbones.BACKBONES and not pruning.is_chain(backbones.build(name, 2)):
+        raise ConfigError(f"backbone {name} has residual layers: only chains are pruned statically")
+    start = read(wanted.start) if wanted.start else None
+    # Everything lies in one folder, and is done when the report is there.
+    files = replace(config, out=config.out and str(out / REPORT), work=config.work or config.out)
+    run = Run.open(files, resume=resume)
+    run = replace(run, backbone=replace(run.backbone, groups=1))
+    if start is not None:
+        _check_start(start, wanted, run)
+    network = _begin(run, wanted, start)
+    train(run, network, start.network if start else None)
+    report = _report(run, wanted, network, start)
+    state, agent = network.state_dict(), _agent(network)
+    weights = {name: value.contiguous() for name, value in state.items() if name not in agent}
+    write_atomic(out / WEIGHTS, save_tensors(weights))
+    write_atomic(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
+    print(json.dumps(report))
+
+
+def read(folder: Path) -> Trained:
+    """A finished static network, for inference.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
+    try:
+        report = json.loads((folder / REPORT).read_text())
+        content = (folder / WEIGHTS).read_bytes()
+        network = Network(BackboneConfig.from_dict(report["backbone"]))
+        network.load_state_dict(_agent(network) | load_tensors(content))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{folder} holds no finished static network: {reason}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    return Trained(_channels_last(network).eval().requires_grad_(False), report, digest)
+
+
+def _agent(network: Network) -> dict[str, Tensor]:
+    """Weights that a static network has but never uses, and never saves."""
+    return {k: v for k, v in network.state_dict().items() if k.startswith("agent.")}
+
+
+def train(run: Run, network: Network, teacher: Network | None) -> None:
+    """Run the stage, or what is left of it; the network is changed in place.
+
+    Args:
+        teacher: whose opinion is learnt instead of the labels.
+    """
+    wanted = run.config.supernet
+    batches = run.batches(wanted.batch_size)
+    steps = _epochs(run) * len(batches)
+    optimizer = sgd(network, wanted.learning_rate, wanted.weight_decay)
+    start = restore(run, STAGE, network, optimizer)
+    network.train()
+    with run.log(STAGE, steps, start) as log:
+        for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
+            set_learning_rate(optimizer, learning_rate(step / steps, wanted.learning_rate))
+            loss, accuracy = _backward(run, network, teacher, batch)
+            update(optimizer)
+            log.advance(len(batch.images))
+            if log.step % 50 == 0 or log.step == steps:
+                log.write(loss=loss, accuracy=accuracy)
+            if log.step % len(batches) == 0:
+                keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+    network.eval()
+
+
+def _epochs(run: Run) -> int:
+    return run.config.supernet.epochs + run.config.finetune.epochs
+
+
+def _backward(
+    run: Run, network: Network, teacher: Network | None, batch: Batch
+) -> tuple[float, float]:
+    """Add the gradients of one batch; returns its loss and accuracy."""
+    with run.autocast():
+        logits = network(batch.images, pruning.whole(network)).float()
+    if teacher is None:
+        smoothing = run.config.supernet.label_smoothing
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    else:
+        with torch.no_grad(), run.autocast():
+            opinion = teacher(batch.images, pruning.whole(teacher)).float().softmax(dim=1)
+        loss = F.cross_entropy(logits, opinion)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item(), (logits.argmax(dim=1) == batch.labels).float().mean().item()
+
+
+def _check_start(start: Trained, wanted: Wanted, run: Run) -> None:
+    """Refuse a start that is not the plain network of these settings."""
+    report = start.report
+    if report["method"] != "plain":
+        raise ConfigError(f"--start {wanted.start} is of --method {report['method']}, not plain")
+    if start.network.backbone != run.backbone or tuple(report["labels"]) != run.train.names:
+        raise ConfigError(f"--start {wanted.start} has another backbone, or other classes")
+
+
+def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
+    """The network before training; a resumed run takes the one that it began with."""
+    asked = {
+        "--method": wanted.method,
+        "--fraction": wanted.fraction,
+        "--criterion": _criterion(wanted),
+        "--start": start and start.digest,
+    }
+    checkpoint = run.checkpoints.load(BEGIN)
+    if checkpoint is None:
+        network = _channels_last(_made(run, wanted, start))
+        state = {"asked": asked, "backbone": to_dict(network.backbone)}
+        run.checkpoints.save(BEGIN, state | {"network": network.state_dict()}, done=True)
+        return network
+    for flag, value in asked.items():
+        if value != checkpoint.state["asked"][flag]:
+            raise ConfigError(f"{flag} differs from that of the run in {run.config.work_dir}")
+    network = Network(BackboneConfig.from_dict(checkpoint.state["backbone"]))
+    network.load_state_dict(checkpoint.state["network"])
+    return _channels_last(network)
+
+
+def _made(run: Run, wanted: Wanted, start: Trained | None) -> Network:
+    if start is None or wanted.fraction is None:
+        return run.network()
+    torch.manual_seed(run.config.seed)
+    if wanted.method == "narrow":
+        return Network(pruning.scaled(run.backbone, wanted.fraction))
+    if wanted.method == "l1":
+        return pruning.by_l1(start.network, wanted.fraction)
+    batches = run.batches(run.config.supernet.batch_size)
+    some = islice(batches.epoch(_epochs(run)), RANKING_BATCHES)
+    return pruning.by_library(start.network, wanted.fraction, wanted.criterion, some)
+
+
+def _channels_last(network: Network) -> Network:
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _criterion(wanted: Wanted) -> str | None:
+    return wanted.criterion if wanted.method == "torch-pruning" else None
+
+
+def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -> dict[str, Any]:
+    config, backbone = run.config, network.backbone
+    images = load_test(
+        config.data.source, run.preprocessing, names=run.train.names, cache=config.cache_dir
+    )
+    path = np.array([pruning.whole(network)], np.int64)
+    macs = pruning.full_macs(backbone)
+    sections = settings.to_dict(config)
+    return {
+        "method": wanted.method,
+        "criterion": _criterion(wanted),
+        "fraction": macs / pruning.full_macs(run.backbone),
+        "macs": macs,
+        "accuracy": along(network, images, run.preprocessing, path).accuracy,
+        "images": len(images),
+        "seed": config.seed,
+        "epochs": _epochs(run),
+        "channels": [layer.out_channels for layer in backbone.layers],
+        "start": start and start.digest,
+        "data": Path(config.data.source).name,
+        "labels": run.train.names,
+        "preprocessing": asdict(run.preprocessing),
+        "backbone": to_dict(backbone),
+        "settings": {name: sections[name] for name in ("backbone", "supernet", "finetune")},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
