@@ -185,7 +185,9 @@ def picture(report: dict[str, Any]) -> bytes:
     axes.plot(100, 100 * report["full"], "D", color="black", label="full network")
     for other in report["others"]:
         points = [(100 * p["fraction"], 100 * p["accuracy"]) for p in other["points"][:-1]]
-        axes.plot(*zip(*points, strict=True), "+-", color="#8e44ad", label=f"agent {other['form']}")
+        if points:
+            label = f"agent {other['form']}"
+            axes.plot(*zip(*points, strict=True), "+-", color="#8e44ad", label=label)
     for number, method in enumerate(dict.fromkeys(n["method"] for n in report["static"])):
         points = [
             (100 * n["fraction"], 100 * n["accuracy"])

@@ -117,11 +117,11 @@ class Agent:
     """
 
     form: Literal["paths", "priced", "paper"] = "paths"
-    rule: Literal["regression", "gumbel", "supervised"] = "regression"
+    rule: Literal["right", "loss", "gumbel"] = "right"
     hidden: int = 64
     recordings: int = 6
     images: int = 15000
-    epochs: int = 6
+    epochs: int = 12
     batch_size: int = 1024
     learning_rate: float = 2e-3
     encoding: int = 32

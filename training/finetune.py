@@ -1,12 +1,14 @@
 """Fine-tuning along many paths: those that the agent will choose from, or random ones.
 
-In the supernet's stage a batch along a path brings its own statistics. Here these are frozen, as
-they are served. Each step trains the full network, which teaches, the narrowest one, and some of
-the agent's paths, or many random ones, which divide the batch among them.
+Each step trains the full network, which teaches, the narrowest one, and some of the agent's paths,
+or many random ones, which divide the batch among them. As in the supernet's stage a batch along one
+of the agent's paths first brings its own statistics; in the last epochs, and along random paths in
+all, they are frozen, as they are served.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.network import Network
-from training.batches import Batch, generator
+from training.batches import Batch, Batches, generator
 from training.run import PATHS, Run
 from training.supernet import (
     RECALIBRATION_STEPS,
@@ -32,6 +34,8 @@ from training.supernet import (
 STAGE = "finetune"
 # Of the agent's paths, those that are trained in a step; images that share a random path.
 TOGETHER, SHARING = 2, 16
+# Share of the epochs along the agent's paths in which statistics are frozen.
+FROZEN_SHARE = 0.25
 
 
 def train(run: Run, network: Network, paths: list[list[int]]) -> None:
@@ -45,24 +49,35 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     steps = settings.epochs * len(batches)
     optimizer = sgd(network, settings.learning_rate, supernet.weight_decay)
     start = restore(run, STAGE, network, optimizer)
-    if paths and start == 0:
-        # Of other paths than the random ones over which the supernet's stage took them.
-        sample = islice(batches.epoch(first_epoch), RECALIBRATION_STEPS)
-        random = generator(run.config.seed, PATHS, first_epoch)
-        trained = [*sandwich(network.backbone, 0, random), *paths]
-        recalibrate(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
-    network.eval()
+    frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
+    frozen_from = steps - frozen * len(batches)
+    if start == frozen_from == 0:
+        _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
         for step, batch in enumerate(run.steps(batches, first_epoch, start, steps), start):
             set_learning_rate(optimizer, settings.learning_rate * (1 - step / steps))
             random = generator(run.config.seed, PATHS, first_epoch, step)
+            network.train(step < frozen_from)
             loss, right = _step(run, network, batch, paths, random)
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
                 log.write(loss=loss, accuracy=right / len(batch.images))
+            if log.step == frozen_from:
+                _estimate(run, network, batches, paths)
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+    network.eval()
+
+
+def _estimate(run: Run, network: Network, batches: Batches, paths: list[list[int]]) -> None:
+    """Estimate the statistics anew along the paths, if there are any, and those always trained."""
+    epoch = run.config.supernet.epochs + 1
+    random = generator(run.config.seed, PATHS, epoch)
+    trained = [*sandwich(network.backbone, 0, random), *paths]
+    if paths:
+        sample = islice(batches.epoch(epoch), RECALIBRATION_STEPS)
+        recalibrate(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
 
 
 def some(paths: list[list[int]], count: int, random: torch.Generator) -> list[list[int]]:

@@ -1,15 +1,15 @@
 """The stage of an agent that chooses among whole paths.
 
-An episode is one decision. The state is what the glance shows, the action a path, the reward by
-how much it lowers the image's loss below the glance's, minus the penalty times its price. The
-backbone is frozen and the paths are few, so the reward of every action is recorded for every image:
-Q-learning, of which one step has no next state, becomes a regression on all of them. Nothing needs
-to be explored, and the price, being known, is not learnt: one agent serves every penalty.
+An episode is one decision. The state is what the glance shows, the action a path, the reward 1 if
+it puts a wrong answer of the glance's right, -1 if the reverse, minus the penalty times its price.
+The backbone is frozen and the paths are few, so the reward of every action is recorded for every
+image: Q-learning, of which one step has no next state, becomes a regression on all of them. Nothing
+needs to be explored, and the price, being known, is not learnt: one agent serves every penalty.
 
 Two other rules learn the same agent from the same records, to compare:
+- "loss": the reward is by how much the path's loss is below the glance's, as in the paper;
 - "gumbel": by gradient through hard Gumbel-softmax choices (Jang et al., ICLR 2017) of what they
-  cost, loss and price, at drawn penalties;
-- "supervised": regression on whether the answer becomes right or wrong, instead of its loss.
+  cost, loss and price, at drawn penalties.
 """
 
 from __future__ import annotations
@@ -122,13 +122,13 @@ def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     standardise(agent, mean, deviation)
 
 
-def _regression(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
-    return F.mse_loss(agent(records.seen), records.losses[:, :1] - records.losses[:, 1:])
-
-
-def _supervised(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
+def _right(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
     right = records.right.float()
     return F.mse_loss(agent(records.seen), right[:, 1:] - right[:, :1])
+
+
+def _loss(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
+    return F.mse_loss(agent(records.seen), records.losses[:, :1] - records.losses[:, 1:])
 
 
 def _gumbel(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _gumbel(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
     return (chosen * (records.losses + penalty[:, None] * agent.price)).sum(dim=1).mean()
 
 
-RULES = {"regression": _regression, "supervised": _supervised, "gumbel": _gumbel}
+RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel}
 
 
 @torch.no_grad()

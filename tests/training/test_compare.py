@@ -155,6 +155,12 @@ def test_picture_shows_published_points_of_their_own_network_only(bundle, shown,
     assert (picture(_report(bundle)) != before) == shown
 
 
+def test_picture_another_kind_that_reached_no_budget_is_left_out():
+    plain_network = {"budget": 1.0, "fraction": 1.0, "accuracy": 0.9}
+    others = [{"form": "paper", "points": [plain_network]}]
+    assert picture(_report(others=others)) == picture(_report())
+
+
 def test_picture_shows_every_rival():
     plain = picture(_report())
     point = {"budget": 0.4, "fraction": 0.4, "accuracy": 0.8}

@@ -112,7 +112,6 @@ KILLS = [
     "supernet:1",  # before the first checkpoint of all
     "supernet:2",  # in the first stage
     "paths:1",
-    "finetune:1",
     "finetune:2",
     "agent:1",
     "calibration:1",

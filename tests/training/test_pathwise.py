@@ -102,8 +102,8 @@ def _check_choices(agent, records):
         assert spent - best < 0.15 * (alike - best)
 
 
-def test_train_regression_recovers_how_gains_hang_on_what_is_seen(learnt):
-    agent, records = learnt("regression")
+def test_train_by_loss_recovers_how_gains_hang_on_what_is_seen(learnt):
+    agent, records = learnt("loss")
     gains = records.losses[:, :1] - records.losses[:, 1:]
     errors = (agent(records.seen) - gains).pow(2).mean(dim=0) / gains.var(dim=0)
     assert (errors < 0.05).all(), errors
@@ -114,8 +114,8 @@ def test_train_gumbel_learns_to_choose_at_every_penalty(learnt):
     _check_choices(*learnt("gumbel"))
 
 
-def test_train_supervised_recovers_where_the_answer_becomes_right(learnt):
-    agent, records = learnt("supervised")
+def test_train_by_right_answers_recovers_where_the_answer_becomes_right(learnt):
+    agent, records = learnt("right")
     found = agent(records.seen) > 0.5
     assert (found == records.right[:, 1:]).float().mean() > 0.9
 
