@@ -8,6 +8,7 @@ from tests.training.support import PREPROCESSING, coloured, lively_network, tiny
 from training import finetune
 from training.batches import Batches, generator
 from training.finetune import SHARING, some, train
+from training.supernet import update
 
 PATHS = [[3] * 8, [3, 1, 3, 1, 3, 1, 3, 1]]
 SETTINGS = {"epochs": 2, "learning_rate": 0.05}
@@ -66,6 +67,31 @@ def test_train_statistics_are_taken_anew_along_the_paths_and_then_frozen(tmp_pat
     for one, other in zip(untrained.convs, trained.convs, strict=True):
         assert torch.equal(one.mean, other.mean)
         assert torch.equal(one.var, other.var)
+
+
+@pytest.mark.parametrize(("paths", "batch_epochs"), [(PATHS, 3), ([], 0)])
+def test_train_brings_batch_statistics_along_paths_but_in_the_last_epochs(
+    tmp_path, monkeypatch, paths, batch_epochs
+):
+    run = tiny_run(tmp_path, finetune={"epochs": 4})
+    network = lively_network(run.backbone)
+    modes, means = [], []
+
+    def noted(optimizer):
+        modes.append(network.training)
+        means.append(network.convs[1].mean.clone())
+        update(optimizer)
+
+    monkeypatch.setattr(finetune, "update", noted)
+    train(run, network, paths)
+    steps = batch_epochs * 4
+    assert modes == [True] * steps + [False] * (16 - steps)
+    frozen = means[steps:]
+    assert all(torch.equal(mean, frozen[0]) for mean in (*frozen, network.convs[1].mean))
+    if paths:
+        # What the batches left behind is replaced by an estimate along the paths.
+        assert not torch.equal(means[steps - 1], frozen[0])
+    assert not network.training
 
 
 def test_train_lowers_the_loss_along_every_path(tmp_path):
