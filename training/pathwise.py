@@ -94,7 +94,9 @@ def rewards(network: Network, images: Tensor, labels: Tensor) -> Records:
 
 def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     settings = run.config.agent
-    mean, deviation = records.seen.mean(dim=0), records.seen.std(dim=0) + 1e-5
+    mean, deviation = records.seen.mean(dim=0), records.seen.std(dim=0)
+    # What never changed says nothing, and what it would say if it did, nobody has learnt.
+    deviation[deviation < 1e-4] = torch.inf
     records = records._replace(seen=(records.seen - mean) / deviation)
     count, (low, high) = len(records.seen), settings.penalties
     size = min(settings.batch_size, count)
