@@ -57,7 +57,7 @@ class PathAgent(nn.Module):
         return torch.cat([logs.exp(), logs, pooled], dim=1)
 
     def forward(self, seen: Tensor) -> Tensor:
-        """By how much each path but the first is expected to lower the loss: (N, M - 1)."""
+        """What each path but the first is expected to gain over the glance: (N, M - 1)."""
         for layer in self.hidden:
             seen = torch.relu(layer(seen))
         gain: Tensor = self.gain(seen)

@@ -51,7 +51,7 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     start = restore(run, STAGE, network, optimizer)
     frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
     frozen_from = steps - frozen * len(batches)
-    if start == frozen_from == 0:
+    if paths and start == frozen_from == 0:
         _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
         for step, batch in enumerate(run.steps(batches, first_epoch, start, steps), start):
@@ -71,13 +71,12 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
 
 
 def _estimate(run: Run, network: Network, batches: Batches, paths: list[list[int]]) -> None:
-    """Estimate the statistics anew along the paths, if there are any, and those always trained."""
+    """Estimate the statistics anew along the paths and those that are always trained."""
     epoch = run.config.supernet.epochs + 1
     random = generator(run.config.seed, PATHS, epoch)
     trained = [*sandwich(network.backbone, 0, random), *paths]
-    if paths:
-        sample = islice(batches.epoch(epoch), RECALIBRATION_STEPS)
-        recalibrate(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
+    sample = islice(batches.epoch(epoch), RECALIBRATION_STEPS)
+    recalibrate(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
 
 
 def some(paths: list[list[int]], count: int, random: torch.Generator) -> list[list[int]]:

@@ -24,6 +24,7 @@ from training.batches import Batch, in_order
 from training.data import Images
 from training.errors import ConfigError
 from training.run import Run
+from training.supernet import tie
 
 STAGE = "paths"
 Path = tuple[int, ...]
@@ -74,12 +75,9 @@ def narrowed(backbone: BackboneConfig, path: Path, layer: int) -> Path | None:
     """The path with a layer, and those tied to it, a group narrower; None if that cannot be."""
     if backbone.tied(layer) or path[layer] == 1:
         return None
-    widths = list(path)
-    widths[layer] -= 1
-    for index in range(backbone.n_layers):
-        if backbone.tied(index):
-            widths[index] = widths[index - 2]
-    return tuple(widths)
+    widths = torch.tensor([path])
+    widths[0, layer] -= 1
+    return tuple(tie(widths, backbone)[0].tolist())
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from service.engines.onnx_scope import Scope, Width
 
 
 def write_gain(scope: Scope, bundle: Bundle, logits: str, maps: str) -> str:
-    """By how much each path but the first is expected to lower the loss: (N, M - 1).
+    """What each path but the first is expected to gain over the glance: (N, M - 1).
 
     Args:
         logits: (N, classes) of the glance. maps: its last.

@@ -35,7 +35,7 @@ def path_graph(bundle: Bundle, path: Sequence[int]) -> OnnxGraph:
 
 
 def glance_graph(bundle: Bundle) -> OnnxGraph:
-    """The first of the agent's paths, and by how much each other is expected to lower the loss.
+    """The first of the agent's paths, and what each other is expected to gain over it.
 
     Inputs: image (N, 3, H, W) float32.
     Outputs: logits (N, C) float32, gain (N, M - 1) float32.
