@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.bundle import Tensors
 from models.config import AgentConfig, BackboneConfig
-from models.layers import FoldedConv, WidthConv
+from models.layers import EPS, FoldedConv, WidthConv
 from models.network import Network
 
 
@@ -25,7 +25,7 @@ def export(network: Network, *, half: bool = True) -> Tensors:
             agent's and the normalisation's are few, and widths hang on them: they stay float32.
     """
     tensors: dict[str, Tensor] = {}
-    for name, conv in _convs(network):
+    for name, conv in convs(network):
         assert isinstance(conv, WidthConv)
         scale, shift = conv.affine()
         tensors[f"{name}.weight"] = conv.weight
@@ -50,12 +50,29 @@ def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Netw
     return network.eval().requires_grad_(False)
 
 
+def trainable(backbone: BackboneConfig, tensors: Tensors) -> Network:
+    """A network for training, in evaluation mode equal to the bundle whose tensors these are.
+
+    Its normalisation holds no statistics yet, only the scale and shift that it was folded to: see
+    `training.pretrained.settle`. Its agent is a new one.
+    """
+    values = {name: torch.from_numpy(value.astype(np.float32)) for name, value in tensors.items()}
+    network = Network(backbone)
+    for name, conv in convs(network):
+        assert isinstance(conv, WidthConv)
+        conv.weight.data.copy_(values[f"{name}.weight"])
+        conv.gamma.data.copy_(values[f"{name}.scale"] * (1 + EPS) ** 0.5)
+        conv.beta.data.copy_(values[f"{name}.shift"])
+    network.head.load_state_dict(_under("head.", values))
+    return network
+
+
 def folded(network: Network) -> Network:
     """A copy for inference, nothing rounded."""
     return load(network.backbone, network.agent.config, export(network, half=False))
 
 
-def _convs(network: Network) -> Iterator[tuple[str, nn.Module]]:
+def convs(network: Network) -> Iterator[tuple[str, nn.Module]]:
     """Every convolution with its name in a bundle."""
     for index, conv in enumerate(network.convs):
         yield f"conv.{index}", conv

@@ -18,6 +18,7 @@ from training.calibration import calibrate
 from training.config import Config
 from training.errors import CheckpointError
 from training.evaluation import measure_budgets, network_of, picture, table, test_images
+from training.pretrained import begin
 from training.run import Run
 
 
@@ -28,7 +29,7 @@ def fit(config: Config, *, resume: bool) -> None:
         TrainingError: anything the user can mend; nothing half-written is left at `--out`.
     """
     run = Run.open(config, resume=resume)
-    network = run.network()
+    network = begin(run)
     _train(run, network)
     bundle = _bundle(run, network)
     bundle = _evaluated(run, bundle)
@@ -72,7 +73,7 @@ def _bundle(run: Run, network: Network) -> Bundle:
             "held_out": len(run.held_out),
         },
         seed=config.seed,
-        training=_told(config),
+        training=_told(run),
         git_commit=_commit(),
     )
     bundle = Bundle(card, tensors, Path(config.out), "")
@@ -112,10 +113,13 @@ def _write(bundle: Bundle) -> None:
         raise CheckpointError(f"bundle {bundle.path} cannot be written: {error}") from error
 
 
-def _told(config: Config) -> dict[str, object]:
-    """The settings that a card tells: what was computed, not where."""
-    sections = settings.to_dict(config)
-    return {
+def _told(run: Run) -> dict[str, object]:
+    """The settings that a card tells: what was computed, not where, and from what it started."""
+    sections, start = settings.to_dict(run.config), run.start
+    if start is not None:
+        sections["backbone"]["pretrained"] = start.card.name
+    earlier = {} if start is None else {"started_from": start.card.training}
+    return earlier | {
         name: sections[name]
         for name in (
             "backbone",

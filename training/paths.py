@@ -9,6 +9,7 @@ from dear to cheap, of which some are kept, in equal steps of the logarithm of c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ Path = tuple[int, ...]
 
 def find(run: Run, network: Network) -> AgentConfig:
     """Run the stage, or take what it had found: an agent with its paths."""
+    start = run.start
+    if start is not None and start.card.agent.paths and not run.config.supernet.epochs:
+        # Only its own paths work well in a bundle, and nothing has changed that.
+        return replace(start.card.agent, hidden=run.config.agent.hidden)
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
         images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))

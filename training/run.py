@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from models import backbones
+from models.bundle import Bundle, read_bundle
 from models.config import BackboneConfig
 from models.network import Network
 from models.preprocess import Preprocessing
@@ -91,6 +92,17 @@ class Run:
         if path := self.config.backbone.pretrained:
             _load_pretrained(network, Path(path).expanduser())
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def start(self) -> Bundle | None:
+        """The bundle that the run starts from, if the settings name one as pretrained weights.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        path = self.config.backbone.pretrained
+        folder = Path(path).expanduser() if path else None
+        return read_bundle(folder) if folder and folder.is_dir() else None
 
     def batches(self, size: int) -> Batches:
         """Augmented training batches."""
