@@ -76,7 +76,9 @@ def _add_static_flags(parser: argparse.ArgumentParser) -> None:
         help="the whole backbone, pruned from it in one of two ways, or narrow from the beginning",
     )  # fmt: skip
     parser.add_argument("--fraction", type=float, help="most MACs, as a share of the whole one's")
-    parser.add_argument("--start", type=Path, help="folder of the plain network: start and teacher")
+    parser.add_argument(
+        "--start", type=Path, help="bundle, or folder of the plain network: start and teacher"
+    )
     parser.add_argument(
         "--criterion", default="taylor", choices=["taylor", "magnitude", "lamp", "bn-scale"],
         help="what Torch-Pruning ranks channels by",

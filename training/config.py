@@ -33,7 +33,8 @@ class Backbone:
     Attributes:
         width: factor on the channels of every layer.
         image_size: side of the input, in pixels; 0 means the backbone's own.
-        pretrained: a plain state dict of this architecture to start from.
+        pretrained: what to start from: a plain state dict of this architecture, or a bundle of
+            this backbone; its classes may be others.
         groups: k, the slices of each layer's channels.
     """
 
@@ -49,6 +50,7 @@ class Supernet:
     """The first stage: a backbone whose every sub-network works.
 
     Attributes:
+        epochs: may be 0 if training starts from a bundle, whose paths are then kept.
         learning_rate: its peak; it falls in one line to zero.
         random_paths: random sub-networks per step, beside the full and the narrowest one.
         shift, crop, flip, cutout: see `training.batches.Augmentation`.

@@ -16,7 +16,7 @@ from models.weights import export
 from training import finetune, layerwise, paths, pathwise, settings, supernet
 from training.calibration import calibrate
 from training.config import Config
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
 from training.evaluation import measure_budgets, network_of, picture, table, test_images
 from training.pretrained import begin
 from training.run import Run
@@ -28,6 +28,7 @@ def fit(config: Config, *, resume: bool) -> None:
     Raises:
         TrainingError: anything the user can mend; nothing half-written is left at `--out`.
     """
+    _check(config)
     run = Run.open(config, resume=resume)
     network = begin(run)
     _train(run, network)
@@ -35,6 +36,17 @@ def fit(config: Config, *, resume: bool) -> None:
     bundle = _evaluated(run, bundle)
     _write(bundle)
     print(f"bundle written to {config.out}")
+
+
+def _check(config: Config) -> None:
+    backbone = config.backbone
+    if backbone.groups == 1:
+        raise ConfigError("setting backbone.groups is 1: one group cannot be pruned, ask for more")
+    if config.supernet.epochs == 0 and backbone.pretrained is None:
+        raise ConfigError(
+            "setting supernet.epochs is 0: give it some, or start from a bundle with "
+            "backbone.pretrained"
+        )
 
 
 def _train(run: Run, network: Network) -> None:

@@ -7,8 +7,7 @@ network in evaluation mode stays what the bundle is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +20,6 @@ from models.layers import EPS, WidthConv
 from models.network import Network
 from models.weights import convs, trainable
 from training.batches import Batch, generator
-from training.errors import ConfigError
 from training.run import PATHS, Run
 from training.supernet import sandwich
 
@@ -36,7 +34,7 @@ def begin(run: Run) -> Network:
     """The network that a run starts from: random, or of pretrained weights or a bundle.
 
     Raises:
-        ConfigError, BundleError: the weights cannot be read, or are of another network.
+        ConfigError: pretrained weights cannot be read, or are of another network.
     """
     bundle = run.start
     if bundle is None:
@@ -46,29 +44,23 @@ def begin(run: Run) -> Network:
     paths = [list(path) for path in bundle.card.agent.paths]
     random = generator(run.config.seed, PATHS)
     known = [*sandwich(run.backbone, 0 if paths else SETTLING_PATHS, random), *paths[1:]]
-    batches = islice(run.batches(run.config.supernet.batch_size).epoch(0), SETTLING_BATCHES)
-    settle(network, batches, known)
+    settle(network, sample(run), known)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def network_from(bundle: Bundle, backbone: BackboneConfig, labels: Sequence[str]) -> Network:
-    """A trainable network with a bundle's weights; if its classes are others, the end is new.
+def sample(run: Run) -> Iterator[Batch]:
+    """Training batches on which statistics are measured."""
+    return islice(run.batches(run.config.supernet.batch_size).epoch(0), SETTLING_BATCHES)
 
-    Raises:
-        ConfigError: the bundle's backbone is another.
-    """
-    card = bundle.card
-    if replace(card.backbone, linears=backbone.linears) != backbone:
-        raise ConfigError(
-            f"setting backbone.pretrained: bundle {bundle.path} has another backbone than the "
-            "settings name, width, image size and groups included"
-        )
-    network = trainable(card.backbone, bundle.tensors)
-    if tuple(card.labels) != tuple(labels):
-        fresh = Network(backbone)
-        fresh.convs, fresh.projections = network.convs, network.projections
-        network = fresh
-    return network
+
+def network_from(bundle: Bundle, backbone: BackboneConfig, labels: Sequence[str]) -> Network:
+    """A trainable network with a bundle's weights; if its classes are others, the end is new."""
+    network = trainable(bundle.card.backbone, bundle.tensors)
+    if tuple(bundle.card.labels) == tuple(labels):
+        return network
+    other = Network(backbone)
+    other.convs, other.projections = network.convs, network.projections
+    return other
 
 
 @torch.no_grad()

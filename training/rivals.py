@@ -57,6 +57,14 @@ def measure(
 
     uniform = outcomes([uniform_path(network, width) for width in range(1, backbone.groups + 1)])
     fixed = outcomes([np.array([path]) for path in card.agent.paths])
+
+    def given(paths: IntArray) -> float:
+        """Accuracy when each image takes its row of the agent's paths, looked up if known."""
+        if not {tuple(path) for path in paths.tolist()} <= set(card.agent.paths):
+            return along(network, images, card.preprocessing, paths).accuracy
+        right = [o.right & (o.widths == paths).all(axis=1) for o in fixed]
+        return float(np.any(right, axis=0).mean())
+
     rows = []
     for number, budget in enumerate(budgets):
         ours = at_budget(network, card, images, budget)
@@ -69,7 +77,7 @@ def measure(
             "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
             "uniform": mixture(uniform, spent),
             "random": along(network, images, card.preprocessing, drawn).accuracy,
-            "shuffled": along(network, images, card.preprocessing, others).accuracy,
+            "shuffled": given(others),
         }
         known = {name: value for name, value in accuracy.items() if value is not None}
         rows.append(Row(budget, spent, known, len(np.unique(ours.widths, axis=0))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -47,10 +47,11 @@ class Run:
         """Check the settings, load the data, and claim the work directory.
 
         Raises:
-            TrainingError: anything the user can mend, before any time is spent.
+            TrainingError, BundleError: anything the user can mend, before any time is spent.
         """
         _check(config)
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
+        _check_start(config, backbone)
         plain = _preprocessing(config, backbone.image_size)
         _prepare(config)
         checkpoints = Checkpoints(config.work_dir)
@@ -100,9 +101,7 @@ class Run:
         Raises:
             BundleError: it cannot be read.
         """
-        path = self.config.backbone.pretrained
-        folder = Path(path).expanduser() if path else None
-        return read_bundle(folder) if folder and folder.is_dir() else None
+        return _start(self.config)
 
     def batches(self, size: int) -> Batches:
         """Augmented training batches."""
@@ -170,6 +169,22 @@ def _backbone(config: Config, classes: int) -> BackboneConfig:
         )
     except ValueError as error:
         raise ConfigError(f"setting backbone: {error}") from error
+
+
+def _start(config: Config) -> Bundle | None:
+    path = config.backbone.pretrained
+    folder = Path(path).expanduser() if path else None
+    return read_bundle(folder) if folder and folder.is_dir() else None
+
+
+def _check_start(config: Config, backbone: BackboneConfig) -> None:
+    """Refuse to start from a bundle of another backbone; its classes may be others."""
+    start = _start(config)
+    if start and replace(start.card.backbone, linears=backbone.linears) != backbone:
+        raise ConfigError(
+            f"setting backbone.pretrained: bundle {start.path} has another backbone: set "
+            "backbone.name, .width, .image_size and .groups as its card has them"
+        )
 
 
 def _load_pretrained(network: Network, path: Path) -> None:

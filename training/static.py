@@ -1,12 +1,12 @@
 """Static rivals: one fixed network, made with the same budget of training as ours.
 
-- plain: the whole backbone. The other methods start from it and are taught by it, as narrow
-  sub-networks are taught by the full one in the supernet's stage.
+- plain: the whole backbone. The other methods start from it, or from the full network of a bundle,
+  and are taught by it, as narrow sub-networks are taught by the full one in the supernet's stage.
 - l1, torch-pruning: channels of the plain network are removed, then what is left is trained.
 - narrow: every layer scaled by one factor, trained from random weights.
 
-All are trained for as many epochs as our backbone, on the same batches and schedule. Of the test
-images nothing is chosen: they are asked once, at the end.
+All are trained for as many epochs as the settings give our backbone, on the same batches and
+schedule. Of the test images nothing is chosen: they are asked once, at the end.
 
 <out>/static.json         what it is and what it reaches, written last
 <out>/model.safetensors   its weights, float32
@@ -32,8 +32,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models import backbones
+from models.bundle import CARD, read_bundle
 from models.config import BackboneConfig, to_dict
 from models.network import Network
+from models.weights import trainable
 from training import pruning, settings
 from training.batches import Batch
 from training.config import Config
@@ -41,6 +43,7 @@ from training.data import load_test
 from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import along
+from training.pretrained import sample, settle
 from training.run import Run
 from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
 
@@ -58,7 +61,7 @@ class Wanted:
     Attributes:
         method: one of `METHODS`.
         fraction: most MACs, as a share of the whole backbone's; None for the plain network.
-        start: folder of the plain network that the others start from.
+        start: folder of the plain network that the others start from, or of a bundle.
         criterion: one of `pruning.CRITERIA`, for Torch-Pruning.
     """
 
@@ -77,7 +80,9 @@ class Wanted:
             if self.fraction is not None or self.start is not None:
                 raise ConfigError("--method plain takes neither --fraction nor --start")
         elif self.start is None:
-            raise ConfigError(f"--method {self.method} needs --start: a folder of --method plain")
+            raise ConfigError(
+                f"--method {self.method} needs --start: a bundle, or a folder of --method plain"
+            )
         elif self.fraction is None or not 0 < self.fraction < 1:
             raise ConfigError(
                 f"--method {self.method} needs a --fraction between 0 and 1, not {self.fraction}"
@@ -110,13 +115,17 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
         raise ConfigError(f"{out} holds a finished network: choose another --out, or remove it")
     if name in backbones.BACKBONES and not pruning.is_chain(backbones.build(name, 2)):
         raise ConfigError(f"backbone {name} has residual layers: only chains are pruned statically")
-    start = read(wanted.start) if wanted.start else None
+    if config.backbone.pretrained and Path(config.backbone.pretrained).expanduser().is_dir():
+        raise ConfigError("setting backbone.pretrained is a folder: start from a bundle by --start")
+    start = read_start(wanted.start) if wanted.start else None
     # Everything lies in one folder, and is done when the report is there.
     files = replace(config, out=config.out and str(out / REPORT), work=config.work or config.out)
     run = Run.open(files, resume=resume)
     run = replace(run, backbone=replace(run.backbone, groups=1))
     if start is not None:
         _check_start(start, wanted, run)
+        if "bundle" in start.report:
+            settle(start.network, sample(run), [pruning.whole(start.network)])
     network = _begin(run, wanted, start)
     train(run, network, start.network if start else None)
     report = _report(run, wanted, network, start)
@@ -143,6 +152,33 @@ def read(folder: Path) -> Trained:
         raise ConfigError(f"{folder} holds no finished static network: {reason}") from error
     digest = hashlib.sha256(content).hexdigest()
     return Trained(_channels_last(network).eval().requires_grad_(False), report, digest)
+
+
+def read_start(folder: Path) -> Trained:
+    """A finished static network, or a bundle's full network, whose statistics are still missing.
+
+    Raises:
+        ConfigError, BundleError: the folder holds neither.
+    """
+    if not (folder / CARD).is_file():
+        return read(folder)
+    bundle = read_bundle(folder)
+    network = plain(trainable(bundle.card.backbone, bundle.tensors))
+    report = {"method": "plain", "bundle": bundle.card.name, "labels": list(bundle.card.labels)}
+    return Trained(_channels_last(network).eval().requires_grad_(False), report, bundle.digest)
+
+
+def plain(network: Network) -> Network:
+    """The full network of a prunable one, as a network of one group."""
+    single = Network(replace(network.backbone, groups=1))
+    values = single.state_dict()
+    for name, value in network.state_dict().items():
+        if name in values and not name.startswith("agent."):
+            # Of normalisation the row of the whole input.
+            rows = name.rpartition(".")[2] in ("gamma", "beta", "mean", "var")
+            values[name] = value[-1:] if rows else value
+    single.load_state_dict(values)
+    return single
 
 
 def _agent(network: Network) -> dict[str, Tensor]:
@@ -267,6 +303,7 @@ def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -
         "epochs": _epochs(run),
         "channels": [layer.out_channels for layer in backbone.layers],
         "start": start and start.digest,
+        "start_bundle": start and start.report.get("bundle"),
         "data": Path(config.data.source).name,
         "labels": run.train.names,
         "preprocessing": asdict(run.preprocessing),

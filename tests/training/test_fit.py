@@ -144,7 +144,7 @@ def test_fit_stopped_while_decoding_can_be_resumed(tmp_path, capsys):
     content = broken.read_bytes()
     broken.write_bytes(b"")
     flags = fit_flags(
-        data, tmp_path, "supernet.epochs=0", "finetune.epochs=0",
+        data, tmp_path, "supernet.epochs=1", "finetune.epochs=0",
         "agent.recordings=1", "agent.epochs=0",
     )  # fmt: skip
     assert main(flags) == 1
