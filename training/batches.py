@@ -33,12 +33,14 @@ class Augmentation:
             shown instead of a shifted image; 1 for none. What serving crops away takes part.
         flip: whether half of the images are mirrored left to right.
         cutout: side of a square that is blanked, as a share of the image's side; 0 for none.
+        size: side, in pixels, of what a random crop is resized to; 0 for the input's.
     """
 
     shift: float = 0.125
     crop: float = 1.0
     flip: bool = True
     cutout: float = 0.0
+    size: int = 0
 
 
 class Batch(NamedTuple):
@@ -89,7 +91,7 @@ class Batches:
             return normalise(torch.from_numpy(self._images.take(places)), self._preprocessing)
         if change.crop < 1:
             wide = torch.from_numpy(self._images.take_wide(places))
-            pixels = crop_and_flip(wide, self._preprocessing.size, change, rng)
+            pixels = crop_and_flip(wide, change.size or self._preprocessing.size, change, rng)
         else:
             pixels = shift_and_flip(torch.from_numpy(self._images.take(places)), change, rng)
         return cut_out(normalise(pixels, self._preprocessing), change.cutout, rng)
@@ -178,6 +180,29 @@ def cut_out(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
     inside = (torch.arange(size) >= starts) & (torch.arange(size) < starts + side)
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return images.masked_fill_(square, 0.0)
+
+
+def cut_mix(
+    images: Tensor, labels: Tensor, classes: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of each image's partner into it, the same one in the whole batch.
+
+    (Yun et al., CutMix, ICCV 2019.)
+
+    Args:
+        images: (n, 3, S, S), changed in place. labels: (n,) int64.
+    Returns: images, and targets (n, classes): each label by its share of the area.
+    """
+    size = images.shape[-1]
+    area, *centre = torch.rand(3, generator=rng).tolist()
+    half = area**0.5 / 2
+    top, left = (max(0, round(size * (c - half))) for c in centre)
+    bottom, right = (min(size, round(size * (c + half))) for c in centre)
+    partners = torch.randperm(len(images), generator=rng)
+    images[..., top:bottom, left:right] = images[partners][..., top:bottom, left:right]
+    pasted = (bottom - top) * (right - left) / size**2
+    targets = F.one_hot(labels, classes).float()
+    return images, targets.mul(1 - pasted).add_(targets[partners], alpha=pasted)
 
 
 def _mirrored(index: Tensor, size: int) -> Tensor:

@@ -54,6 +54,11 @@ class Supernet:
         learning_rate: its peak; it falls in one line to zero.
         random_paths: random sub-networks per step, beside the full and the narrowest one.
         shift, crop, flip, cutout: see `training.batches.Augmentation`.
+        crop_size: side of the images made by random crops, in pixels, until statistics are frozen;
+            0 means the input's. Smaller ones train faster, and what they show is as large as what
+            larger images show in serving (Touvron et al., FixRes, NeurIPS 2019).
+        cutmix: share of the batches in which images are pasted into each other, until statistics
+            are frozen.
         precision: of the convolutions; weights and statistics are always float32.
     """
 
@@ -67,6 +72,8 @@ class Supernet:
     crop: float = 1.0
     flip: bool = True
     cutout: float = 0.0
+    crop_size: int = 0
+    cutmix: float = 0.0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
 

@@ -9,20 +9,21 @@ all, they are frozen, as they are served.
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.network import Network
-from training.batches import Batch, Batches, generator
-from training.run import PATHS, Run
+from training.batches import Batches, generator
+from training.run import MIXING, PATHS, Run
 from training.supernet import (
     RECALIBRATION_STEPS,
     backward,
     draw_path,
     keep,
+    mixed,
     recalibrate,
     restore,
     sandwich,
@@ -46,6 +47,7 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     """
     settings, supernet = run.config.finetune, run.config.supernet
     batches, first_epoch = run.batches(supernet.batch_size), supernet.epochs + 1
+    early = run.batches(supernet.batch_size, as_served=False)
     steps = settings.epochs * len(batches)
     optimizer = sgd(network, settings.learning_rate, supernet.weight_decay)
     start = restore(run, STAGE, network, optimizer)
@@ -54,11 +56,20 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     if paths and start == frozen_from == 0:
         _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
-        for step, batch in enumerate(run.steps(batches, first_epoch, start, steps), start):
+        shown = chain(
+            run.steps(early, first_epoch, start, frozen_from),
+            run.steps(batches, first_epoch, max(start, frozen_from), steps),
+        )
+        for step, batch in enumerate(shown, start):
             set_learning_rate(optimizer, settings.learning_rate * (1 - step / steps))
             random = generator(run.config.seed, PATHS, first_epoch, step)
             network.train(step < frozen_from)
-            loss, right = _step(run, network, batch, paths, random)
+            if network.training:
+                mixing = generator(run.config.seed, MIXING, first_epoch, step)
+                images, labels = mixed(run, batch, mixing)
+            else:
+                images, labels = batch.images, batch.labels
+            loss, right = _step(run, network, images, labels, paths, random)
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
@@ -86,19 +97,24 @@ def some(paths: list[list[int]], count: int, random: torch.Generator) -> list[li
 
 
 def _step(
-    run: Run, network: Network, batch: Batch, paths: list[list[int]], random: torch.Generator
+    run: Run,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    paths: list[list[int]],
+    random: torch.Generator,
 ) -> tuple[float, int]:
     """Add the gradients of one batch; returns the full network's loss and right answers."""
     loss, right, teacher = backward(
         network,
-        batch.images,
-        batch.labels,
+        images,
+        labels,
         [*sandwich(network.backbone, 0, random), *some(paths, TOGETHER, random)],
         smoothing=run.config.supernet.label_smoothing,
         autocast=run.autocast(),
     )
     if not paths:
-        _along_random_paths(run, network, batch.images, teacher, random)
+        _along_random_paths(run, network, images, teacher, random)
     return loss, right
 
 

@@ -8,6 +8,7 @@ network in evaluation mode stays what the bundle is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -55,7 +56,7 @@ def sample(run: Run) -> Iterator[Batch]:
 
 def network_from(bundle: Bundle, backbone: BackboneConfig, labels: Sequence[str]) -> Network:
     """A trainable network with a bundle's weights; if its classes are others, the end is new."""
-    network = trainable(bundle.card.backbone, bundle.tensors)
+    network = trainable(replace(backbone, linears=bundle.card.backbone.linears), bundle.tensors)
     if tuple(bundle.card.labels) == tuple(labels):
         return network
     other = Network(backbone)

@@ -24,7 +24,7 @@ from training.errors import CheckpointError, ConfigError
 from training.runlog import StageLog
 
 # Every use of randomness has a number of its own, so that none shifts another's.
-PATHS, RECORDING, LEARNING = 101, 102, 103
+PATHS, RECORDING, LEARNING, MIXING = 101, 102, 103, 104
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,16 @@ class Run:
         """
         return _start(self.config)
 
-    def batches(self, size: int) -> Batches:
-        """Augmented training batches."""
+    def batches(self, size: int, *, as_served: bool = True) -> Batches:
+        """Augmented training batches, of images as large as those served or as the settings say."""
         supernet = self.config.supernet
-        augmentation = Augmentation(supernet.shift, supernet.crop, supernet.flip, supernet.cutout)
+        augmentation = Augmentation(
+            supernet.shift,
+            supernet.crop,
+            supernet.flip,
+            supernet.cutout,
+            0 if as_served else supernet.crop_size,
+        )
         return Batches(
             self.train,
             self.preprocessing,
@@ -144,6 +150,18 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"setting agent.penalties is {list(penalties)}: it must be a low and a high penalty"
         )
+    _check_augmentation(config)
+
+
+def _check_augmentation(config: Config) -> None:
+    wanted = config.supernet
+    if wanted.crop_size and wanted.crop == 1:
+        raise ConfigError(
+            f"setting supernet.crop_size is {wanted.crop_size}, but without random crops, with "
+            "supernet.crop at 1, images are as large as the input: leave it out"
+        )
+    if not 0 <= wanted.cutmix <= 1:
+        raise ConfigError(f"setting supernet.cutmix is {wanted.cutmix}: it must be a share, 0 to 1")
 
 
 def _preprocessing(config: Config, size: int) -> Preprocessing:
@@ -178,12 +196,17 @@ def _start(config: Config) -> Bundle | None:
 
 
 def _check_start(config: Config, backbone: BackboneConfig) -> None:
-    """Refuse to start from a bundle of another backbone; its classes may be others."""
+    """Refuse to start from a bundle of another backbone; image size and classes may be others."""
     start = _start(config)
-    if start and replace(start.card.backbone, linears=backbone.linears) != backbone:
+    if start is None:
+        return
+    alike = replace(
+        backbone, linears=start.card.backbone.linears, image_size=start.card.backbone.image_size
+    )
+    if start.card.backbone != alike:
         raise ConfigError(
             f"setting backbone.pretrained: bundle {start.path} has another backbone: set "
-            "backbone.name, .width, .image_size and .groups as its card has them"
+            "backbone.name, .width and .groups as its card has them"
         )
 
 

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from models.config import BackboneConfig
 from models.layers import WidthConv
 from models.network import Network
-from training.batches import Batch, generator
-from training.run import PATHS, Run
+from training.batches import Batch, cut_mix, generator
+from training.run import MIXING, PATHS, Run
 
 STAGE = "supernet"
 MAX_GRADIENT_NORM = 3.0
@@ -35,7 +35,7 @@ RECALIBRATION_STEPS, RECALIBRATION_MOMENTUM = 300, 0.03
 def train(run: Run, network: Network) -> None:
     """Run the stage, or what is left of it; the network is changed in place."""
     settings = run.config.supernet
-    batches = run.batches(settings.batch_size)
+    batches = run.batches(settings.batch_size, as_served=False)
     steps = settings.epochs * len(batches)
     optimizer = sgd(network, settings.learning_rate, settings.weight_decay)
     start = restore(run, STAGE, network, optimizer)
@@ -47,8 +47,7 @@ def train(run: Run, network: Network) -> None:
             paths = sandwich(network.backbone, settings.random_paths, random)
             loss, right, _ = backward(
                 network,
-                batch.images,
-                batch.labels,
+                *mixed(run, batch, generator(run.config.seed, MIXING, step)),
                 paths,
                 smoothing=settings.label_smoothing,
                 autocast=run.autocast(),
@@ -58,7 +57,8 @@ def train(run: Run, network: Network) -> None:
             if log.step % 50 == 0 or log.step == steps:
                 log.write(loss=loss, accuracy=right / len(batch.images))
             if log.step == steps:
-                sample = islice(batches.epoch(settings.epochs), RECALIBRATION_STEPS)
+                served = run.batches(settings.batch_size)
+                sample = islice(served.epoch(settings.epochs), RECALIBRATION_STEPS)
                 random = generator(run.config.seed, PATHS, steps)
                 recalibrate(
                     network, sample, partial(draw_path, network.backbone, random), run.autocast()
@@ -66,6 +66,13 @@ def train(run: Run, network: Network) -> None:
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
     network.eval()
+
+
+def mixed(run: Run, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, or, as often as the settings say, mixed ones and targets."""
+    if torch.rand((), generator=random) < run.config.supernet.cutmix:
+        return cut_mix(batch.images, batch.labels, run.backbone.classes, random)
+    return batch.images, batch.labels
 
 
 def sgd(network: Network, rate: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -170,6 +177,7 @@ def backward(
     """Add the gradients of one sandwich.
 
     Args:
+        labels: (N,) int64, or targets (N, classes), of which the largest counts as right.
         paths: the teacher's first, the full one.
         smoothing: label smoothing of the teacher's loss.
     Returns: the full network's cross-entropy, how many images it classified rightly, and its
@@ -184,7 +192,8 @@ def backward(
         with autocast:
             student = network(images, path).float()
         F.cross_entropy(student, teacher).backward()  # type: ignore[no-untyped-call]
-    return loss.item(), int((logits.argmax(dim=1) == labels).sum()), teacher
+    right = labels if labels.ndim == 1 else labels.argmax(dim=1)
+    return loss.item(), int((logits.argmax(dim=1) == right).sum()), teacher
 
 
 @torch.no_grad()
