@@ -1,32 +1,35 @@
-"""Decision networks: one that chooses a whole path after a glance, one that decides layer by layer.
+"""Decision networks: one that looks and goes on along whole paths, one that decides layer by layer.
 
-A value is what the agent expects to gain minus the penalty times the price. The price is known
-beforehand, so it is not learnt: any penalty can be asked of the same agent.
+A value is what the agent expects to gain minus the penalty times the price of the action. The price
+is known beforehand, so it is not learnt: any penalty can be asked of the same agent.
 """
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.compute import cap_macs, mac_table, path_macs, path_price, price
+from models.compute import cap_macs, look_price, mac_table, price
 from models.config import (
-    GLANCE_LEAST_LOG,
-    GLANCE_TOP,
+    LOOK_LEAST_LOG,
+    LOOK_TOP,
     PENALTY_MIDPOINT,
     AgentConfig,
     BackboneConfig,
     decisions,
-    glance_features,
+    look_sizes,
 )
 
 
 class PathAgent(nn.Module):
-    """Chooses one of a few paths from a glance: what the narrowest path answers and holds."""
+    """Runs an image along paths of rising MACs until what it has seen will do.
+
+    After a path it stops there or goes on to a later one. A decision has a network of its own,
+    because paths differ in how many maps they hold.
+    """
 
     paths: Tensor
     macs: Tensor
@@ -35,48 +38,68 @@ class PathAgent(nn.Module):
     def __init__(self, backbone: BackboneConfig, config: AgentConfig) -> None:
         super().__init__()
         self.config = config
-        sizes = (glance_features(backbone), config.hidden, config.hidden)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.gain = nn.Linear(config.hidden, len(config.paths) - 1)
-        paths, table = np.array(config.paths, np.int64), mac_table(backbone, config)
+        self.looks = nn.ModuleList(
+            nn.ModuleList(
+                nn.Linear(a, b) for a, b in itertools.pairwise(look_sizes(backbone, config, look))
+            )
+            for look in range(config.deciding)
+        )
+        table = mac_table(backbone, config)
         self.full = table.full
-        macs, prices = path_macs(paths, table, agent=True), path_price(table, paths)
-        self.register_buffer("paths", torch.from_numpy(paths), persistent=False)
-        self.register_buffer("macs", torch.from_numpy(macs), persistent=False)
-        self.register_buffer("price", torch.from_numpy(prices), persistent=False)
+        self.register_buffer("paths", torch.tensor(config.paths), persistent=False)
+        self.register_buffer("macs", torch.tensor(table.looks), persistent=False)
+        self.register_buffer("price", torch.from_numpy(look_price(table)), persistent=False)
 
     @staticmethod
     def seen(logits: Tensor, pooled: Tensor) -> Tensor:
         """What the agent sees: shares, the largest sorted, logarithms of both, and the maps' means.
 
         Args:
-            logits: (N, classes) of the glance. pooled: (N, C), its last map's mean per channel.
+            logits: (N, classes) of a path. pooled: (N, C), its last map's mean per channel.
         """
-        logs = logits.log_softmax(dim=1).clamp(min=GLANCE_LEAST_LOG)
-        logs = torch.cat([logs, logs.topk(min(GLANCE_TOP, logs.shape[1]), dim=1).values], dim=1)
+        logs = logits.log_softmax(dim=1).clamp(min=LOOK_LEAST_LOG)
+        logs = torch.cat([logs, logs.topk(min(LOOK_TOP, logs.shape[1]), dim=1).values], dim=1)
         return torch.cat([logs.exp(), logs, pooled], dim=1)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """What each path but the first is expected to gain over the glance: (N, M - 1)."""
-        for layer in self.hidden:
-            seen = torch.relu(layer(seen))
-        gain: Tensor = self.gain(seen)
-        return gain
+    def forward(self, look: int, seen: Tensor, penalty: Tensor) -> Tensor:
+        """What each path after `look` is expected to gain over stopping there: (N, M - 1 - look).
 
-    def values(self, gain: Tensor, penalty: Tensor) -> Tensor:
-        """Values (N, M) of the paths, of gains (N, M - 1) and penalties (N,)."""
-        return F.pad(gain, (1, 0)) - penalty[:, None] * self.price
-
-    def choose(self, gain: Tensor, penalty: Tensor, cap: Tensor) -> Tensor:
-        """Number (N,) of the best path that the cap allows; the first is always allowed.
+        What is gained by going on from that path is included, and what that costs.
 
         Args:
-            gain: (N, M - 1). penalty: (N,). cap: (N,) float64, share of the full MACs.
+            look: number of the path that was run.
+            seen: (N, F) of it. penalty: (N,) price of the full network's compute.
         """
-        limits = torch.from_numpy(cap_macs(cap.cpu().numpy(), self.full)).to(gain.device)
-        allowed = self.macs <= limits[:, None]
-        allowed[:, 0] = True
-        return self.values(gain, penalty).masked_fill(~allowed, -torch.inf).argmax(dim=1)
+        hidden = torch.cat([seen, squashed(penalty)[:, None]], dim=1)
+        *layers, last = self.layers(look)
+        for layer in layers:
+            hidden = torch.relu(layer(hidden))
+        gain: Tensor = last(hidden)
+        return gain
+
+    def layers(self, look: int) -> list[nn.Linear]:
+        """The layers of the decision after path `look`."""
+        layers = self.looks[look]
+        assert isinstance(layers, nn.ModuleList)
+        return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+    def values(self, look: int, gain: Tensor, penalty: Tensor) -> Tensor:
+        """Values (N, M - look) of stopping and of each later path, of gains and penalties (N,)."""
+        return F.pad(gain - penalty[:, None] * self.price[look + 1 :], (1, 0))
+
+    def choose(self, look: int, gain: Tensor, penalty: Tensor, left: Tensor) -> Tensor:
+        """Number (N,) of the path to run after `look`, or `look` itself to stop.
+
+        Args:
+            gain: (N, M - 1 - look). penalty: (N,).
+            left: (N,) int64, MACs that may still be spent.
+        """
+        dear = F.pad(self.macs[look + 1 :] > left[:, None], (1, 0))
+        return look + self.values(look, gain, penalty).masked_fill(dear, -torch.inf).argmax(dim=1)
+
+    def limits(self, cap: Tensor) -> Tensor:
+        """(N,) int64, MACs that may be spent under caps (N,), which are shares of the full ones."""
+        return torch.from_numpy(cap_macs(cap.double().cpu().numpy(), self.full)).to(cap.device)
 
 
 class LayerAgent(nn.Module):
@@ -130,14 +153,18 @@ class LayerAgent(nn.Module):
         """
         features = torch.relu(self.encoder[str(layer)](pooled))
         if self.config.form == "priced":
-            told = penalty.clamp(min=0)
-            squashed = told / (told + PENALTY_MIDPOINT)
-            features = torch.cat([features, squashed[:, None]], dim=1)
+            features = torch.cat([features, squashed(penalty)[:, None]], dim=1)
         hidden = self.cell(features, hidden)
         values = (
             self.decoder(hidden) - penalty[:, None] * self.price[layer, earlier - 1, before - 1]
         )
         return values, hidden
+
+
+def squashed(penalty: Tensor) -> Tensor:
+    """A penalty as the agent is told it, in [0, 1); below 0 it is told 0."""
+    told = penalty.clamp(min=0)
+    return told / (told + PENALTY_MIDPOINT)
 
 
 def new_agent(backbone: BackboneConfig, config: AgentConfig) -> PathAgent | LayerAgent:

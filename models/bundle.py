@@ -31,12 +31,12 @@ from models.config import (
     AgentConfig,
     BackboneConfig,
     decisions,
-    glance_features,
+    look_sizes,
     to_dict,
 )
 from models.preprocess import Preprocessing
 
-FORMAT = 2
+FORMAT = 3
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
 
 # Penalties below it, on either side of zero, count as small.
@@ -283,9 +283,9 @@ def _agent_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tup
     k, hidden = backbone.groups, agent.hidden
     if agent.form == "paths":
         linears = {
-            "hidden.0": (hidden, glance_features(backbone)),
-            "hidden.1": (hidden, hidden),
-            "gain": (len(agent.paths) - 1, hidden),
+            f"looks.{look}.{layer}": (b, a)
+            for look in range(agent.deciding)
+            for layer, (a, b) in enumerate(itertools.pairwise(look_sizes(backbone, agent, look)))
         }
     else:
         linears = {

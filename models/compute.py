@@ -18,13 +18,15 @@ from models.config import (
     BackboneConfig,
     check_paths,
     decisions,
-    glance_features,
+    look_sizes,
 )
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 FLOPS_PER_MAC = 2
+# Times the full network's MACs: more than all paths together, and few enough for an int64.
+NO_CAP = 1024.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class MacTable:
             zero where it decides nothing.
         decisions: the layers about which the agent decides on the way. Before the first of them
             all layers are whole; the others are tied, as wide as the layer two before.
-        glance: MACs of the narrowest path and of the one decision after it, if the agent chooses
-            among whole paths; else 0.
+        looks: MACs of each of the agent's paths and of the decision after it, if the agent chooses
+            among whole paths.
     """
 
     layers: IntArray
     head: IntArray
     agent: IntArray
     decisions: tuple[int, ...]
-    glance: int = 0
+    looks: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
@@ -65,7 +67,7 @@ class MacTable:
     def start(self) -> int:
         """MACs spent before the first decision."""
         if not self.decisions:
-            return self.glance or self.full
+            return self.looks[0] if self.looks else self.full
         return int(self.layers[: self.decisions[0], -1, -1, -1].sum())
 
     @property
@@ -122,7 +124,7 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
     """Count a network's MACs from its dimensions.
 
     Raises:
-        ValueError: the agent's paths are not of the backbone.
+        ValueError: the agent's paths are not of the backbone, or not sorted.
     """
     check_paths(backbone, agent)
     k, decided = backbone.groups, decisions(backbone, agent)
@@ -141,11 +143,15 @@ def mac_table(backbone: BackboneConfig, agent: AgentConfig) -> MacTable:
     table = MacTable(layers, np.array(head, np.int64), steps, tuple(decided))
     if agent.form != "paths":
         return table
-    narrowest = path_macs(np.ones((1, backbone.n_layers), np.int64), table, agent=False)
-    choice = _linear_macs(
-        glance_features(backbone), (agent.hidden, agent.hidden, len(agent.paths) - 1)
-    )
-    return replace(table, glance=int(narrowest[0]) + choice)
+    choices = [
+        _linear_macs(first, tuple(rest)) if look < agent.deciding else 0
+        for look in range(len(agent.paths))
+        for first, *rest in [look_sizes(backbone, agent, look)]
+    ]
+    macs = path_macs(np.array(agent.paths, np.int64), table, agent=False)
+    if (np.diff(macs) <= 0).any():
+        raise ValueError("the agent's paths are not sorted by rising MACs")
+    return replace(table, looks=tuple((macs + choices).tolist()))
 
 
 def _layer_macs(backbone: BackboneConfig, index: int) -> IntArray:
@@ -179,7 +185,8 @@ def path_macs(widths: IntArray, table: MacTable, *, agent: bool) -> IntArray:
     Args:
         widths: (N, L) int, groups computed per layer, each in 1..k.
         table: the network's MACs.
-        agent: whether the agent's own decisions are counted.
+        agent: whether the agent's decisions on the way are counted; an agent that chooses among
+            whole paths makes none, what it spends is a sum of `MacTable.looks`.
     Returns: (N,) int64, multiply-accumulates.
     """
     own = np.asarray(widths, np.int64) - 1
@@ -189,20 +196,13 @@ def path_macs(widths: IntArray, table: MacTable, *, agent: bool) -> IntArray:
     macs: IntArray = table.layers[layers, earlier, before, own].sum(axis=1) + table.head[own[:, -1]]
     if agent:
         macs = macs + table.agent[layers, before].sum(axis=1)
-    if agent and table.glance:
-        # Of the narrowest path the glance is the answer.
-        macs = np.where((own == 0).all(axis=1), 0, macs) + table.glance
     return macs
 
 
-def agent_macs(widths: IntArray, table: MacTable) -> IntArray:
-    """(N,) int64, MACs spent on choosing each path of (N, L) widths: agent, and glance if vain."""
-    return path_macs(widths, table, agent=True) - path_macs(widths, table, agent=False)
-
-
 def cap_macs(cap: FloatArray | float, full: int) -> IntArray:
-    """The most MACs an image may spend under a cap, a share of `full` in (0, 1]; int64."""
-    result: IntArray = np.floor(np.asarray(cap, np.float64) * full).astype(np.int64)
+    """The most MACs an image may spend under a cap, a share of `full`, infinite for none; int64."""
+    shares = np.minimum(np.asarray(cap, np.float64), NO_CAP)
+    result: IntArray = np.floor(shares * full).astype(np.int64)
     return result
 
 
@@ -224,11 +224,9 @@ def price(table: MacTable, form: str) -> npt.NDArray[np.float32]:
     return table.with_least_rest(step_price(table, form).astype(np.float64)).astype(np.float32)
 
 
-def path_price(table: MacTable, paths: IntArray) -> npt.NDArray[np.float32]:
-    """(M,) float32, what a penalty of 1 charges for each of the agent's paths (M, L).
+def look_price(table: MacTable) -> npt.NDArray[np.float32]:
+    """(M,) float32, what a penalty of 1 charges for running each of the agent's paths.
 
-    The share of the full network's MACs that is spent after the decision: nothing on the first
-    path, of which the glance is the answer.
+    The share of the full network's MACs that the path and the decision after it take.
     """
-    spent = path_macs(paths, table, agent=True) - table.glance
-    return (spent / table.full).astype(np.float32)
+    return (np.array(table.looks) / table.full).astype(np.float32)

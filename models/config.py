@@ -13,11 +13,11 @@ Shortcut = Literal["identity", "pad", "project"]
 # The penalty p enters the agent as p / (p + midpoint), in [0, 1), so that any price can be asked.
 PENALTY_MIDPOINT = 0.2
 
-# Of a glance's probabilities, how many of the largest the agent also sees in falling order: the
+# Of a look's probabilities, how many of the largest the agent also sees in falling order: the
 # confidence, whatever the class.
-GLANCE_TOP = 5
+LOOK_TOP = 5
 # Below this the logarithm of a probability says no more.
-GLANCE_LEAST_LOG = -10.0
+LOOK_LEAST_LOG = -10.0
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,16 @@ class AgentConfig:
     """The decision network.
 
     Attributes:
-        form: "paths" is ours: the narrowest path is run first, to its end, and this glance decides
-            along which of a few paths the image is run again, or that the glance is the answer.
-            The others decide layer by layer, without a glance, and leave layer 0 whole: "paper"
-            is the paper's, trained at one penalty per group; "priced" takes the penalty, a price
-            of MACs, as an input.
-        paths: of the form "paths", the widths of each, the narrowest first.
-        encoding: of the others, features into which each layer's pooled input is encoded.
+        form: "paths" is ours: the narrowest of a few paths is run first, to its end, and what it
+            found decides whether that is the answer or along which other path the image is run
+            again; what that finds decides anew. The others decide layer by layer, and leave layer
+            0 whole: "paper" is the paper's, trained at one penalty per group; "priced" takes the
+            penalty, a price of MACs, as an input.
+        paths: of the form "paths", the widths of each, by rising MACs, from the narrowest to the
+            whole network.
+        looks: of the form "paths", after how many of them the agent decides; 0 for all but the
+            last. After the others their answer stands.
+        encoding: of the other forms, features into which each layer's pooled input is encoded.
         hidden: features of the hidden layers, or of the recurrent cell.
     """
 
@@ -183,6 +186,7 @@ class AgentConfig:
     encoding: int = 32
     hidden: int = 64
     paths: tuple[tuple[int, ...], ...] = ()
+    looks: int = 0
 
     def __post_init__(self) -> None:
         if self.form not in ("paths", "priced", "paper"):
@@ -191,6 +195,14 @@ class AgentConfig:
             )
         if (self.form == "paths") != (len(self.paths) > 1) or len(self.paths) == 1:
             raise ValueError(f"agent of form {self.form!r} with {len(self.paths)} paths")
+        if self.looks < 0:
+            raise ValueError(f"agent with {self.looks} looks")
+
+    @property
+    def deciding(self) -> int:
+        """Number of the paths, from the first on, after which the agent decides."""
+        most = max(len(self.paths) - 1, 0)
+        return min(self.looks or most, most)
 
     @property
     def cell_inputs(self) -> int:
@@ -204,10 +216,14 @@ class AgentConfig:
         return cls(**{**values, "paths": paths})
 
 
-def glance_features(backbone: BackboneConfig) -> int:
-    """Features of what the agent sees of a glance: see `models.agent.PathAgent.seen`."""
-    shares = backbone.classes + min(GLANCE_TOP, backbone.classes)
-    return 2 * shares + backbone.in_channels(backbone.n_layers, 1)
+def look_sizes(backbone: BackboneConfig, agent: AgentConfig, look: int) -> tuple[int, ...]:
+    """Features of each layer of the decision after path `look`, first what it reads.
+
+    That is what `models.agent.PathAgent.seen` gives, and the penalty; it values all later paths.
+    """
+    shares = backbone.classes + min(LOOK_TOP, backbone.classes)
+    maps = backbone.in_channels(backbone.n_layers, agent.paths[look][-1])
+    return 2 * shares + maps + 1, agent.hidden, agent.hidden, len(agent.paths) - 1 - look
 
 
 def decisions(backbone: BackboneConfig, agent: AgentConfig) -> list[int]:
@@ -221,7 +237,7 @@ def check_paths(backbone: BackboneConfig, agent: AgentConfig) -> None:
     """Check that the agent's paths are of the backbone.
 
     Raises:
-        ValueError: one is not, or the narrowest is not the first.
+        ValueError: one is not, or the narrowest is not the first, or the whole not the last.
     """
     k = backbone.groups
     for number, path in enumerate(agent.paths):
@@ -230,6 +246,10 @@ def check_paths(backbone: BackboneConfig, agent: AgentConfig) -> None:
             raise ValueError(f"agent path {list(path)} is none of backbone {backbone.name}")
         if (number == 0) != (set(path) == {1}):
             raise ValueError("the first of the agent's paths, and only it, must be the narrowest")
+        if (number == len(agent.paths) - 1) != (set(path) == {k}):
+            raise ValueError(
+                "the last of the agent's paths, and only it, must be the whole network"
+            )
 
 
 def to_dict(config: BackboneConfig | AgentConfig) -> dict[str, Any]:

@@ -9,14 +9,14 @@ a channel that is off, whatever the mixture. (The agent and the end, far smaller
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.agent import LayerAgent, PathAgent, new_agent
-from models.compute import MacTable, cap_macs, mac_table
+from models.compute import MacTable, cap_macs, mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig
 from models.layers import WidthConv
 
@@ -28,13 +28,14 @@ class Trace:
     """What images did on their way.
 
     Attributes:
-        widths: (N, L) int64.
-        seen: for each decision, what it was taken by: (N, C) mean of the layer's input channels, or
-            after a glance what is seen of that.
+        widths: (N, L) int64, of the path that gave the answer.
+        macs: (N,) int64, all that was computed, the agent included.
+        seen: for each decision on the way, the (N, C) mean of the layer's input channels.
     """
 
     widths: Tensor
-    seen: list[Tensor]
+    macs: Tensor
+    seen: list[Tensor] = field(default_factory=list)
 
 
 class Network(nn.Module):
@@ -74,11 +75,12 @@ class Network(nn.Module):
         """Let the agent choose.
 
         Args:
-            images: (N, 3, H, W). penalty: (N,). cap: (N,) float64, share of the full MACs.
+            images: (N, 3, H, W). penalty: (N,).
+            cap: (N,) float64, share of the full MACs, infinite for none.
         Returns: logits (N, classes) and the trace.
         """
         if isinstance(self.agent, PathAgent):
-            return self._by_glance(self.agent, images, penalty, cap)
+            return self._by_looks(self.agent, images, penalty, cap)
         return self.run(images, Greedy(self.agent, self.table, penalty, cap))
 
     def run(self, images: Tensor, choose: Chooser) -> tuple[Tensor, Trace]:
@@ -100,25 +102,33 @@ class Network(nn.Module):
                 width = choose(index, pooled[-1], widths[-2], widths[-1])
             widths.append(width)
             block, x = x, self._layer(index, x, block, widths[2:])
-        return self._classify(x), Trace(torch.stack(widths[2:], dim=1), pooled)
+        path = torch.stack(widths[2:], dim=1)
+        macs = torch.from_numpy(path_macs(path.cpu().numpy(), self.table, agent=True))
+        return self._classify(x), Trace(path, macs.to(path.device), pooled)
 
-    def glance(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) of the narrowest path, and what a `PathAgent` sees of it."""
-        x = self._sliced(images, [1] * self.backbone.n_layers)
+    def look(self, images: Tensor, path: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) of images along a path, and what a `PathAgent` sees of it."""
+        x = self._sliced(images, path)
         logits = self._classify(x)
         return logits, PathAgent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
 
-    def _by_glance(
+    def _by_looks(
         self, agent: PathAgent, images: Tensor, penalty: Tensor, cap: Tensor
     ) -> tuple[Tensor, Trace]:
-        logits, seen = self.glance(images)
-        chosen = agent.choose(agent(seen), penalty, cap)
-        for number in range(1, len(agent.paths)):
+        limits, spent = agent.limits(cap), torch.zeros_like(agent.macs[:1].expand(len(images)))
+        logits = images.new_zeros(len(images), self.backbone.classes)
+        chosen = torch.zeros_like(spent)
+        for number, path in enumerate(agent.paths.tolist()):
             here = (chosen == number).nonzero()[:, 0]
-            if len(here):
-                again = self(images[here], agent.paths[number].tolist())
-                logits = logits.index_copy(0, here, again)
-        return logits, Trace(agent.paths[chosen], [seen])
+            if not len(here):
+                continue
+            answers, seen = self.look(images[here], path)
+            logits[here] = answers
+            spent[here] += agent.macs[number]
+            if number < len(agent.looks):
+                gain, left = agent(number, seen, penalty[here]), limits[here] - spent[here]
+                chosen[here] = agent.choose(number, gain, penalty[here], left)
+        return logits, Trace(agent.paths[chosen], spent)
 
     def _sliced(self, images: Tensor, path: Sequence[int]) -> Tensor:
         """The map that enters the end, of images along one path of L widths."""

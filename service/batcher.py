@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -48,6 +49,9 @@ class _Job:
 class Batcher:
     """Runs an engine on what is waiting, at most `max_batch` images at once.
 
+    Attributes:
+        batches: how many were answered so far.
+
     Args:
         engine: called from the batcher's thread only.
         max_batch: the most images of a batch.
@@ -73,6 +77,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._held = 0
         self._closed = False
+        self.batches = 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
@@ -150,6 +155,7 @@ class Batcher:
                 _answer(result, row, started - job.submitted, seconds)
                 for row, job in enumerate(jobs)
             ]
+            self.batches += 1
             self._on_batch(len(jobs), seconds)
         except Exception as error:  # the requests fail, the thread goes on
             for job in jobs:
@@ -166,11 +172,11 @@ class Reservation:
         self._batcher = batcher
         self._places = places
 
-    def submit(self, image: Floats, penalty: float, cap: float) -> Future[Answer]:
-        """Queue one image: (3, H, W) float32, with its own penalty and cap."""
+    def submit(self, image: Floats, penalty: float, cap: float | None) -> Future[Answer]:
+        """Queue one image: (3, H, W) float32, with its own penalty and cap, if any."""
         assert self._places > 0, "more images than places reserved"
         self._places -= 1
-        job = _Job(image, penalty, cap)
+        job = _Job(image, penalty, math.inf if cap is None else cap)
         self._batcher._submit(job)
         return job.answer
 

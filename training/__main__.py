@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=int, default=0, help="how many test images, drawn by lot; 0 for all"
     )
     reporting.add_argument("--seed", type=int, default=0, help="of all that is drawn by lot")
+    reporting.add_argument(
+        "--log",
+        type=Path,
+        help="log.jsonl of the run that trained it, to draw how its agent learnt",
+    )
     for parser_of_images in (evaluating, comparing, reporting):
         _add_measuring_flags(parser_of_images)
     return parser
@@ -116,7 +121,7 @@ def _report(flags: argparse.Namespace) -> None:
 
     cache, out = _places(flags, flags.bundle)
     out = flags.out or out / "report"
-    report(flags.bundle, flags.data, flags.budgets, cache, out, flags.images, flags.seed)
+    report(flags.bundle, flags.data, flags.budgets, cache, out, flags.images, flags.seed, flags.log)
 
 
 def _static(flags: argparse.Namespace) -> None:

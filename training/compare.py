@@ -173,6 +173,7 @@ def picture(report: dict[str, Any]) -> bytes:
     styles: dict[str, dict[str, Any]] = {
         "ours": {"color": "#1f6feb", "marker": "o", "linewidth": 2.4, "zorder": 5},
         "cascade": {"color": "#d9822b", "marker": "s"},
+        "cascade of 3": {"color": "#b45309", "marker": "D", "linestyle": "--"},
         "fixed": {"color": "#2e7d32", "marker": "^"},
         "uniform": {"color": "#6b7280", "marker": "v"},
         "random": {"color": "#9aa4b2", "marker": "x", "linestyle": "--"},
@@ -201,6 +202,9 @@ def picture(report: dict[str, Any]) -> bytes:
             xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
             label = f"published (174 MMACs): {name}"
             axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
+    # Random paths may be far below all others, which would then be drawn on top of each other.
+    drawn = [v for row in report["rows"] for k, v in row["accuracy"].items() if k != "random"]
+    axes.set_ylim(bottom=100 * min(drawn) - 2)
     axes.set_xlabel("mean compute, % of the full network's MACs")
     axes.set_ylabel("accuracy on test images, %")
     axes.set_title(f"{report['ours'][0]['bundle']}: ours and its rivals at equal compute")

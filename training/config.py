@@ -82,7 +82,7 @@ class Paths:
     """The second stage: a search for the paths among which an agent of the form "paths" chooses.
 
     Attributes:
-        count: paths to choose from, beside the narrowest.
+        count: paths to choose from, beside the narrowest and the whole network.
         images: held-out images on which paths are compared.
     """
 
@@ -109,8 +109,9 @@ class Agent:
     """The fourth stage: the decision network.
 
     Attributes:
-        form: "paths" chooses among whole paths after a glance; "priced" and "paper" decide layer
-            by layer, see `models.config.AgentConfig`.
+        form: "paths" runs whole paths until what it has seen will do; "priced" and "paper" decide
+            layer by layer, see `models.config.AgentConfig`.
+        looks: of "paths", after how many of them it may go on; 0 for all but the last.
         rule: how "paths" is learnt, see `training.pathwise`.
         hidden: features of its hidden layers, or of its recurrent cell.
         recordings: how often rewards are recorded, each time on newly augmented images, and, layer
@@ -127,10 +128,11 @@ class Agent:
 
     form: Literal["paths", "priced", "paper"] = "paths"
     rule: Literal["right", "loss", "gumbel"] = "right"
+    looks: int = 0
     hidden: int = 64
     recordings: int = 6
     images: int = 15000
-    epochs: int = 12
+    epochs: int = 24
     batch_size: int = 1024
     learning_rate: float = 2e-3
     encoding: int = 32

@@ -31,7 +31,7 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 # Raise it when the same file no longer gives the same pixels: older caches are then ignored.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAX_PIXELS = 200_000_000
 # Where a source has no test split, this share of it is set aside, by a seed of its own: the test
 # images must be the same ones whatever the seed of a training run.
@@ -272,6 +272,6 @@ def _decode_one(encoded: dict[str, Any], place: str, preprocessing: Preprocessin
     where = path if content is None else f"{place} ({path})" if path else place
     try:
         content = Path(path).read_bytes() if content is None else content
-        return preprocessing.pixels(decode(content, MAX_PIXELS))
+        return preprocessing.pixels(decode(content, MAX_PIXELS, preprocessing.resize))
     except (ImageError, OSError) as error:
         raise DataError(f"image {where} cannot be read: {error}") from error

@@ -43,7 +43,7 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     """Run the stage, or what is left of it; the backbone is changed in place.
 
     Args:
-        paths: to be trained; if there are none, random ones are.
+        paths: to be trained beside the narrowest and the whole; if there are none, random ones are.
     """
     settings, supernet = run.config.finetune, run.config.supernet
     batches, first_epoch = run.batches(supernet.batch_size), supernet.epochs + 1
@@ -53,7 +53,7 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     start = restore(run, STAGE, network, optimizer)
     frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
     frozen_from = steps - frozen * len(batches)
-    if paths and start == frozen_from == 0:
+    if paths and steps and start == frozen_from == 0:
         _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
         shown = chain(

@@ -54,7 +54,7 @@ def _train(run: Run, network: Network) -> None:
     supernet.train(run, network)
     if wanted.form == "paths":
         found = paths.find(run, network)
-        finetune.train(run, network, [list(path) for path in found.paths[1:]])
+        finetune.train(run, network, [list(path) for path in found.paths[1:-1]])
         _give_agent(run, network, found)
         pathwise.train(run, network)
     else:

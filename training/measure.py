@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,7 @@ class Outcome:
     """What happened to N images.
 
     Attributes:
-        widths: (N, L) int64, the path of each.
+        widths: (N, L) int64, the path that gave each answer.
         right: (N,) bool, whether the label was found.
         fraction: (N,) float64, share of the full MACs, the agent's own included if it chose.
         logits: (N, classes) float32, what the network answered.
@@ -59,17 +60,18 @@ def by_policy(
     images: Images,
     preprocessing: Preprocessing,
     penalty: float,
-    cap: float = 1.0,
+    cap: float = math.inf,
 ) -> Outcome:
     """Let the agent choose each image's path at one penalty and cap."""
-    widths, answers = [], []
+    widths, macs, answers = [], [], []
     for batch in in_order(images, preprocessing, BATCH):
         penalties = torch.full((len(batch.images),), penalty)
         caps = torch.full((len(batch.images),), cap, dtype=torch.float64)
         logits, trace = network.by_policy(batch.images, penalties, caps)
         widths.append(trace.widths.numpy())
+        macs.append(trace.macs.numpy())
         answers.append(logits)
-    return _outcome(network, images, np.concatenate(widths), answers, agent=True)
+    return _outcome(network, images, np.concatenate(widths), np.concatenate(macs), answers)
 
 
 @torch.no_grad()
@@ -85,12 +87,13 @@ def along(
             rows = torch.from_numpy(paths[batch.indices.numpy()])
             answers.append(network.along(batch.images, rows))
     widths = np.broadcast_to(paths, (len(images), paths.shape[1]))
-    return _outcome(network, images, widths, answers, agent=False)
+    macs = path_macs(widths, network.table, agent=False)
+    return _outcome(network, images, widths, macs, answers)
 
 
 def _outcome(
-    network: Network, images: Images, widths: IntArray, answers: list[Tensor], *, agent: bool
+    network: Network, images: Images, widths: IntArray, macs: IntArray, answers: list[Tensor]
 ) -> Outcome:
     logits: Logits = torch.cat(answers).float().numpy()
-    fraction = path_macs(widths, network.table, agent=agent) / network.table.full
-    return Outcome(widths, logits.argmax(axis=1) == images.labels, fraction, logits)
+    right = logits.argmax(axis=1) == images.labels
+    return Outcome(widths, right, macs / network.table.full, logits)

@@ -33,10 +33,10 @@ Path = tuple[int, ...]
 
 def find(run: Run, network: Network) -> AgentConfig:
     """Run the stage, or take what it had found: an agent with its paths."""
-    start = run.start
+    start, settings = run.start, run.config.agent
     if start is not None and start.card.agent.paths and not run.config.supernet.epochs:
         # Only its own paths work well in a bundle, and nothing has changed that.
-        return replace(start.card.agent, hidden=run.config.agent.hidden)
+        return replace(start.card.agent, hidden=settings.hidden, looks=settings.looks)
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
         images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))
@@ -45,7 +45,7 @@ def find(run: Run, network: Network) -> AgentConfig:
         run.checkpoints.save(STAGE, state, done=True)
     else:
         chain = [tuple(path) for path in checkpoint.state["chain"]]
-    return choose(run.backbone, chain, run.config.paths.count, run.config.agent.hidden)
+    return choose(run.backbone, chain, run.config.paths.count, settings.hidden, settings.looks)
 
 
 def narrowing(
@@ -96,30 +96,35 @@ def loss(network: Network, batches: Sequence[Batch], path: Path, autocast: torch
     return total / sum(len(batch.labels) for batch in batches)
 
 
-def choose(backbone: BackboneConfig, chain: Sequence[Path], count: int, hidden: int) -> AgentConfig:
-    """An agent with the narrowest path of a chain and `count` others, fewer if it is short.
+def choose(
+    backbone: BackboneConfig, chain: Sequence[Path], count: int, hidden: int, looks: int
+) -> AgentConfig:
+    """An agent with the narrowest path of a chain, the whole one, and at most `count` between.
 
-    The dearest is the last that an image can be sent along after a glance without spending more
-    than the full network; the others divide what lies between in equal steps of the logarithm.
+    The dearest between is the last along which an image can be sent after the narrowest without
+    spending more than the full network; the others divide what lies between in equal steps of the
+    logarithm.
 
     Raises:
-        ConfigError: there is no such path.
+        ConfigError: the narrowest and the decision after it are no cheaper than the full network.
     """
-    narrowest, *wider = reversed(chain)
-    allowed, glance = [], 0
-    if wider:
-        table = mac_table(backbone, AgentConfig("paths", hidden=hidden, paths=(narrowest, *wider)))
-        macs, glance = path_macs(np.array(wider), table, agent=True), table.glance
-        allowed = [
-            (cost, path) for cost, path in zip(macs, wider, strict=True) if cost <= table.full
-        ]
-    if not allowed:
+    whole, narrowest = chain[0], chain[-1]
+    agent = AgentConfig("paths", hidden=hidden, paths=(narrowest, whole), looks=looks)
+    glance, full = mac_table(backbone, agent).looks if len(chain) > 1 else (0, 0)
+    # Of the decision after the narrowest, each path between is one output more.
+    room = full - glance - hidden * count
+    if glance >= full:
         raise ConfigError(
-            f"after a glance no path is cheaper than the full network: agent.hidden is {hidden}, "
-            f"make it less, and backbone.groups is {backbone.groups}, make it more"
+            "the narrowest path and the decision after it are no cheaper than the full network: "
+            f"agent.hidden is {hidden}, make it less, and backbone.groups is {backbone.groups}, "
+            "make it more"
         )
-    costs = np.array([cost - glance for cost, _ in allowed])
+    between = chain[-2:0:-1]
+    trios = [replace(agent, paths=(narrowest, path, whole)) for path in between]
+    macs = [mac_table(backbone, trio).looks[1] for trio in trios]
+    costs = np.array([cost for cost in macs if cost <= room])
+    if not len(costs):
+        return agent
     wanted = np.geomspace(glance, costs[-1], count + 1)[1:]
-    nearest = {int(np.abs(np.log(costs / cost)).argmin()) for cost in wanted}
-    kept = tuple(allowed[number][1] for number in sorted(nearest))
-    return AgentConfig("paths", hidden=hidden, paths=(narrowest, *kept))
+    nearest = sorted({int(np.abs(np.log(costs / cost)).argmin()) for cost in wanted})
+    return replace(agent, paths=(narrowest, *(between[n] for n in nearest), whole))

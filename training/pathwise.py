@@ -1,15 +1,18 @@
-"""The stage of an agent that chooses among whole paths.
+"""The stage of an agent that runs whole paths until what it has seen will do.
 
-An episode is one decision. The state is what the glance shows, the action a path, the reward 1 if
-it puts a wrong answer of the glance's right, -1 if the reverse, minus the penalty times its price.
-The backbone is frozen and the paths are few, so the reward of every action is recorded for every
-image: Q-learning, of which one step has no next state, becomes a regression on all of them. Nothing
-needs to be explored, and the price, being known, is not learnt: one agent serves every penalty.
+An episode is an image. The state is what the path just run answers and holds, the action to stop
+there or to run one of the later paths, the reward 1 if that puts a wrong answer right, -1 if the
+reverse, minus the penalty times its price. The backbone is frozen and the paths are few, so every
+action's outcome is recorded for every image, and nothing needs to be explored. What an action is
+worth includes what follows: its return is taken from what the agent, as it is, would go on to do,
+not from its own estimates, whose maximum is too high (as double Q-learning avoids; van Hasselt,
+2010). Q-learning becomes a regression on these returns. Penalties are drawn anew in each step and
+told to the agent, so one agent serves every budget.
 
 Two other rules learn the same agent from the same records, to compare:
-- "loss": the reward is by how much the path's loss is below the glance's, as in the paper;
+- "loss": a path's answer is worth minus its loss, as in the paper;
 - "gumbel": by gradient through hard Gumbel-softmax choices (Jang et al., ICLR 2017) of what they
-  cost, loss and price, at drawn penalties.
+  cost, loss and price.
 """
 
 from __future__ import annotations
@@ -64,12 +67,17 @@ class Records(NamedTuple):
     """What was recorded of N images.
 
     Attributes:
-        seen: (N, F), what the agent sees. losses: (N, M) along each path. right: (N, M) bool.
+        losses: (N, M) along each path. right: (N, M) bool.
+        seen: of each path after which the agent decides (N, F), what it sees.
     """
 
-    seen: Tensor
     losses: Tensor
     right: Tensor
+    seen: list[Tensor]
+
+    def take(self, rows: Tensor) -> Records:
+        """Some of the images."""
+        return Records(self.losses[rows], self.right[rows], [seen[rows] for seen in self.seen])
 
 
 @torch.no_grad()
@@ -79,27 +87,28 @@ def _record(run: Run, network: Network, batches: Iterable[Batch], log: StageLog)
         with run.autocast():
             parts.append(rewards(network, batch.images, batch.labels))
         log.advance(len(batch.labels))
-    return Records(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    losses, right, seen = zip(*parts, strict=True)
+    looks = [torch.cat(look) for look in zip(*seen, strict=True)]
+    return Records(torch.cat(losses), torch.cat(right), looks)
 
 
 def rewards(network: Network, images: Tensor, labels: Tensor) -> Records:
     """Send images (n, 3, H, W) along each of the agent's paths."""
-    assert isinstance(network.agent, PathAgent)
-    logits, seen = network.glance(images)
-    answers = [logits, *(network(images, path) for path in network.agent.paths[1:].tolist())]
+    agent = network.agent
+    assert isinstance(agent, PathAgent)
+    answers, seen = zip(*(network.look(images, path) for path in agent.paths.tolist()), strict=True)
     losses = [F.cross_entropy(answer.float(), labels, reduction="none") for answer in answers]
     right = [answer.argmax(dim=1) == labels for answer in answers]
-    return Records(seen, torch.stack(losses, dim=1), torch.stack(right, dim=1))
+    looks = list(seen[: len(agent.looks)])
+    return Records(torch.stack(losses, dim=1), torch.stack(right, dim=1), looks)
 
 
 def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     settings = run.config.agent
-    mean, deviation = records.seen.mean(dim=0), records.seen.std(dim=0)
-    # What never changed says nothing, and what it would say if it did, nobody has learnt.
-    deviation[deviation < 1e-4] = torch.inf
-    records = records._replace(seen=(records.seen - mean) / deviation)
-    count, (low, high) = len(records.seen), settings.penalties
-    size = min(settings.batch_size, count)
+    scales = [_scale(seen) for seen in records.seen]
+    looks = zip(records.seen, scales, strict=True)
+    records = records._replace(seen=[(seen - mean) / std for seen, (mean, std) in looks])
+    count, size = len(records.right), min(settings.batch_size, len(records.right))
     torch.manual_seed(run.config.seed)
     optimizer = torch.optim.AdamW(
         agent.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
@@ -107,59 +116,110 @@ def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=max(settings.epochs * (count // size), 1)
     )
+    low, high = settings.penalties
     for epoch in range(settings.epochs):
         random = generator(run.config.seed, LEARNING, epoch)
         errors = []
         for rows in minibatches(count, size, random):
-            some = Records(*(column[rows] for column in records))
             penalty = draw_penalty(size, low, high, random)
-            error = RULES[settings.rule](agent, some, penalty)
+            error = RULES[settings.rule](agent, records.take(rows), penalty)
             optimizer.zero_grad()
             error.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             errors.append(error.item())
         log.advance(0)
-        log.write(error=sum(errors) / len(errors), **_policy(agent, records))
-    standardise(agent, mean, deviation)
+        log.write(error=sum(errors) / len(errors), **_policy(agent, records, settings.rule))
+    for look, (mean, std) in enumerate(scales):
+        standardise(agent, look, mean, std)
 
 
-def _right(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
-    right = records.right.float()
-    return F.mse_loss(agent(records.seen), right[:, 1:] - right[:, :1])
+def _scale(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of features (N, F)."""
+    deviation = seen.std(dim=0)
+    # What never changed says nothing, and what it would say if it did, nobody has learnt.
+    deviation[deviation < 1e-4] = torch.inf
+    return seen.mean(dim=0), deviation
 
 
-def _loss(agent: PathAgent, records: Records, _penalty: Tensor) -> Tensor:
-    return F.mse_loss(agent(records.seen), records.losses[:, :1] - records.losses[:, 1:])
+def _right(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
+    return q_error(agent, records.seen, records.right.float(), penalty)
+
+
+def _loss(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
+    return q_error(agent, records.seen, -records.losses, penalty)
+
+
+def q_error(agent: PathAgent, seen: list[Tensor], worth: Tensor, penalty: Tensor) -> Tensor:
+    """Squared error of what the agent expects, against the returns under its own choices.
+
+    Args:
+        seen: of each look (n, F). worth: (n, M), of each path's answer. penalty: (n,).
+    """
+    error = torch.zeros(())
+    # What follows each path until the agent stops.
+    onward = torch.zeros_like(worth)
+    for look in reversed(range(len(agent.looks))):
+        later = slice(look + 1, None)
+        gain = agent(look, seen[look], penalty)
+        returns = worth[:, later] - worth[:, look, None] + onward[:, later]
+        error = error + F.mse_loss(gain, returns)
+        chosen = agent.values(look, gain.detach(), penalty).argmax(dim=1, keepdim=True)
+        onward[:, look] = agent.values(look, returns, penalty).gather(1, chosen)[:, 0]
+    return error
 
 
 def _gumbel(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
-    values = agent.values(agent(records.seen), penalty)
-    chosen = F.gumbel_softmax(values / TEMPERATURE, hard=True)
-    return (chosen * (records.losses + penalty[:, None] * agent.price)).sum(dim=1).mean()
+    # What each path costs if it is run, with all that follows; the first is paid by all alike.
+    costs = list(records.losses.unbind(dim=1))
+    for look in reversed(range(len(agent.looks))):
+        values = agent.values(look, agent(look, records.seen[look], penalty), penalty)
+        later = torch.stack(costs[look + 1 :], dim=1) + penalty[:, None] * agent.price[look + 1 :]
+        options = torch.cat([costs[look][:, None], later], dim=1)
+        chosen = F.gumbel_softmax(values / TEMPERATURE, hard=True)
+        costs[look] = (chosen * options).sum(dim=1)
+    return costs[0].mean()
 
 
 RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel}
 
 
 @torch.no_grad()
-def _policy(agent: PathAgent, records: Records) -> dict[str, float]:
+def follow(agent: PathAgent, seen: list[Tensor], penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Number (N,) of the path at which the agent stops, and what going there was charged (N,)."""
+    last = torch.zeros(len(penalty), dtype=torch.int64)
+    charged = torch.zeros_like(penalty)
+    no_limit = torch.full_like(last, torch.iinfo(last.dtype).max)
+    for look, features in enumerate(seen):
+        chosen = agent.choose(look, agent(look, features, penalty), penalty, no_limit)
+        moves = (last == look) & (chosen > look)
+        last = torch.where(moves, chosen, last)
+        charged += moves * agent.price[chosen]
+    return last, charged
+
+
+@torch.no_grad()
+def _policy(agent: PathAgent, records: Records, rule: str) -> dict[str, float]:
     """Loss, compute and reward of the agent's choices at one penalty in the middle of their range.
 
     Records are of training images, which the backbone knows: real ones gain less.
     """
-    penalty = torch.full((len(records.seen),), PENALTY_MIDPOINT)
-    chosen = agent.values(agent(records.seen), penalty).argmax(dim=1, keepdim=True)
-    loss = records.losses.gather(1, chosen).mean().item()
-    price = agent.price[chosen].mean().item()
-    reward = records.losses[:, 0].mean().item() - loss - PENALTY_MIDPOINT * price
-    return {"loss": loss, "compute": price, "reward": reward}
+    penalty = torch.full((len(records.losses),), PENALTY_MIDPOINT)
+    last, charged = follow(agent, records.seen, penalty)
+    worth = records.right.float() if rule == "right" else -records.losses
+    gained = worth.gather(1, last[:, None]).mean() - worth[:, 0].mean()
+    compute = charged.mean().item()
+    return {
+        "loss": records.losses.gather(1, last[:, None]).mean().item(),
+        "compute": compute,
+        "reward": gained.item() - PENALTY_MIDPOINT * compute,
+    }
 
 
 @torch.no_grad()
-def standardise(agent: PathAgent, mean: Tensor, deviation: Tensor) -> None:
-    """Let an agent that learnt from standardised features read them as they are."""
-    first = agent.hidden[0]
-    assert isinstance(first, torch.nn.Linear)
-    first.weight.div_(deviation)
-    first.bias.sub_(first.weight @ mean)
+def standardise(agent: PathAgent, look: int, mean: Tensor, deviation: Tensor) -> None:
+    """Let a decision that learnt from standardised features read them as they are."""
+    first = agent.layers(look)[0]
+    weight = first.weight[:, : len(mean)]  # The penalty comes after what is seen, as it is.
+    weight.div_(deviation)
+    first.bias.sub_(weight @ mean)

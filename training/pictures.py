@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -25,6 +25,8 @@ WIDTH, DPI = 7.5, 120
 MOST_CLASSES = 40
 # Of images in a sheet, and the height of a row where an image is 1 wide.
 COLUMNS, ROW = 4, 1.32
+# What is logged of an agent that learns, and how it is called.
+LEARNING = {"error": "error", "reward": "reward", "compute": "compute (share)", "loss": "loss"}
 
 _STYLE = mpl.rc_context(
     {
@@ -216,6 +218,19 @@ def of_difficulty(deciles: Sequence[Decile], title: str) -> bytes:
     axes.set_ylim(0, 100)
     axes.legend(loc="upper left")
     _grid(axes)
+    return _png(figure)
+
+
+@_STYLE
+def of_learning(records: Sequence[Mapping[str, float]], title: str) -> bytes:
+    """An agent's error, and reward, compute and loss of its choices, while it learnt."""
+    figure = _figure(2.4, title)
+    passes = range(1, len(records) + 1)
+    for axes, name in zip(figure.subplots(1, 4), LEARNING, strict=True):
+        axes.plot(passes, [record[name] for record in records], color=OURS)
+        axes.set_title(LEARNING[name])
+        axes.set_xlabel("pass")
+        _grid(axes)
     return _png(figure)
 
 

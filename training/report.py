@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,17 @@ from training.errors import ConfigError
 from training.evaluation import about, check_budgets, network_of, test_images
 from training.files import write_atomic
 from training.findings import Findings, find
+from training.pathwise import STAGE
 from training.pictures import Tile
+from training.runlog import read_log
 
 # Classes, images, corruption and difficulty are looked at where the budget is nearest to it.
 FOCUS = 0.4
 TILES = 24
+LEARNING = "learning"
+LEARNING_TITLE = (
+    "The agent's passes over its records, and what it would choose at a middling penalty"
+)
 KINDS = {"noise": "Gaussian noise", "blur": "Gaussian blur", "jpeg": "JPEG"}
 
 
@@ -34,12 +41,14 @@ def report(
     out: Path,
     count: int,
     seed: int,
+    log: Path | None = None,
 ) -> None:
     """Measure a bundle on a source's test images; write pictures, JSON, and a page with them.
 
     Args:
         count: of the test images that are looked at; 0 for all.
         seed: of all that is drawn by lot: these images, those shown, and the noise.
+        log: of the run that trained it, whose agent's learning is drawn too.
 
     Raises:
         TrainingError: anything the user can mend, before any time is spent.
@@ -50,17 +59,37 @@ def report(
     focus = focus_of(budgets)
     if count < 0:
         raise ConfigError(f"--images is {count}: it must be at least 1, or 0 for all")
+    learning = [] if log is None else learnt(log)
     every = test_images(card, source, cache)
     images = some(every, count, seed)
     findings = find(network_of(bundle), card, images, budgets, focus, seed)
     told = {**about(bundle, source, images), "of": len(every), "seed": seed}
-    for name, content in draw(card, images, findings).items():
+    drawn = draw(card, images, findings)
+    if learning:
+        drawn[LEARNING] = pictures.of_learning(learning, LEARNING_TITLE)
+    for name, content in drawn.items():
         write_atomic(out / f"{name}.png", content)
     numbers = {**told, **in_json(findings)}
     write_atomic(out / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
-    write_atomic(out / "report.md", page(bundle, told, findings).encode())
+    write_atomic(out / "report.md", page(bundle, told, findings, learning=bool(learning)).encode())
     print(f"{_table(findings)}\n\n{out / 'report.md'} explains it\n")
     print(json.dumps(numbers))
+
+
+def learnt(log: Path) -> list[dict[str, Any]]:
+    """What a run's log says of each pass of its agent.
+
+    Raises:
+        ConfigError: the log cannot be read, or says nothing of an agent.
+    """
+    try:
+        records = [record for record in read_log(log) if record["stage"] == STAGE]
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigError(f"--log {log} cannot be read: {error}") from error
+    kept = [record for record in records if pictures.LEARNING.keys() <= record.keys()]
+    if not kept:
+        raise ConfigError(f"--log {log} says nothing of an agent that learns")
+    return kept
 
 
 def focus_of(budgets: Sequence[float]) -> float:
@@ -157,7 +186,9 @@ def in_json(findings: Findings) -> dict[str, object]:
     }
 
 
-def page(bundle: Bundle, told: Mapping[str, object], findings: Findings) -> str:
+def page(
+    bundle: Bundle, told: Mapping[str, object], findings: Findings, *, learning: bool = False
+) -> str:
     """The report as Markdown: a table, then each picture under a sentence about it."""
     title = f"# What {bundle.card.name} does with its freedom"
     return (
@@ -165,7 +196,10 @@ def page(bundle: Bundle, told: Mapping[str, object], findings: Findings) -> str:
             [title, _what(told), _table(findings)]
             + [
                 f"## {heading}\n\n{sentence}\n\n![{heading}]({name}.png)"
-                for name, heading, sentence in _sections(bundle.card, findings)
+                for name, heading, sentence in (
+                    *_sections(bundle.card, findings),
+                    *([(LEARNING, "How the agent learnt", f"{LEARNING_TITLE}.")] * learning),
+                )
             ]
         )
         + "\n"

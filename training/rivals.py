@@ -5,6 +5,8 @@
 - random: every image along its own random path;
 - cascade: the narrowest path first, then another one where its two best classes are closest. Which
   other path does best is taken in hindsight, which flatters this rival;
+- cascade of 3: as before, and then a third path where the second's two best classes are closest.
+  Which two, and how many images go on to the third, is taken in hindsight, which flatters it more;
 - shuffled: the agent's own paths, each given to another image. What it loses against ours is what
   looking at the image was worth. (Nobody has to look, so it also spends less.)
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -27,6 +30,9 @@ from training.data import Images
 from training.evaluation import at_budget
 from training.measure import Outcome, along
 from training.supernet import draw_paths
+
+# Of the images that a cascade sends along its second path, shares that go on to the third.
+GOING_ON = np.linspace(0.1, 0.9, 9)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def measure(
         accuracy = {
             "ours": ours.accuracy,
             "cascade": cascade(uniform, fixed, spent),
+            "cascade of 3": cascade_of_three(uniform, fixed, spent),
             "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
             "uniform": mixture(uniform, spent),
             "random": along(network, images, card.preprocessing, drawn).accuracy,
@@ -111,8 +118,7 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
 def cascade(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float) -> float:
     """Accuracy at a mean fraction of the best cascade from the narrowest path to another."""
     first = uniform[0]
-    margins = np.diff(np.sort(first.log_probabilities, axis=1)[:, -2:], axis=1)[:, 0]
-    order = np.argsort(margins, kind="stable")
+    order = np.argsort(margins(first), kind="stable")
     found = []
     for second in [*uniform[1:], *fixed[1:]]:
         count = (fraction - first.mean_fraction) / second.mean_fraction * len(order)
@@ -121,6 +127,32 @@ def cascade(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: floa
         right[again] = second.right[again]
         found.append(float(right.mean()))
     return max(found)
+
+
+def cascade_of_three(
+    uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float
+) -> float:
+    """Accuracy at a mean fraction of the best cascade from the narrowest path over two others."""
+    first, others = uniform[0], sorted([*uniform[1:], *fixed[1:]], key=lambda o: o.mean_fraction)
+    order, best = np.argsort(margins(first), kind="stable"), cascade(uniform, fixed, fraction)
+    for second, third in combinations(others, 2):
+        doubt = margins(second)
+        for share in GOING_ON:
+            cost = second.mean_fraction + share * third.mean_fraction
+            count = (fraction - first.mean_fraction) / cost * len(order)
+            again = order[: int(np.clip(round(count), 0, len(order)))]
+            last = again[np.argsort(doubt[again], kind="stable")][: round(share * len(again))]
+            right = first.right.copy()
+            right[again] = second.right[again]
+            right[last] = third.right[last]
+            best = max(best, float(right.mean()))
+    return best
+
+
+def margins(outcome: Outcome) -> FloatArray:
+    """(N,) by how much the logarithms of the two largest probabilities of each image differ."""
+    differences: FloatArray = np.diff(np.sort(outcome.log_probabilities, axis=1)[:, -2:], axis=1)
+    return differences[:, 0]
 
 
 def random_paths(network: Network, images: int, fraction: float, seed: int) -> IntArray:

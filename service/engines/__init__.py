@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from models.bundle import Bundle
-from models.compute import path_macs
 from service.engines.base import Engine
 
 # ONNX Runtime reports its use to its makers unless told not to before it is first imported.
@@ -39,11 +38,10 @@ def create_engine(
 def warm_up(engine: Engine, bundle: Bundle) -> None:
     """Run the plain network and every path, or the first requests would wait for buffers."""
     table, size = bundle.card.table(), bundle.card.preprocessing.size
-    paths = bundle.card.agent.paths or [(table.groups,) * bundle.card.backbone.n_layers]
-    macs = path_macs(np.array(paths, np.int64), table, agent=True)
-    # An agent that is paid to spend chooses the dearest path that the cap allows.
-    penalty = np.array([0, *[-1e3] * len(paths)], np.float32)
-    caps = np.array([1, *(macs + 0.5) / table.full])
+    # An agent that is paid to spend runs the dearest path that the cap allows.
+    first, *others = table.looks or (0, table.full + table.agent.sum())
+    caps = np.array([1, *((first + macs + 0.5) / table.full for macs in others)])
+    penalty = np.array([0, *[-1e3] * len(others)], np.float32)
     engine.run(np.zeros((len(caps), 3, size, size), np.float32), penalty, caps)
 
 

@@ -18,8 +18,8 @@ class Result:
 
     Attributes:
         logits: (N, C) float32.
-        widths: (N, L) int64, groups computed per layer.
-        macs: (N,) int64, multiply-accumulates computed, the agent included.
+        widths: (N, L) int64, groups computed per layer along the path that gave the answer.
+        macs: (N,) int64, multiply-accumulates of all that was computed, the agent included.
     """
 
     logits: Floats
@@ -38,9 +38,9 @@ class Engine(Protocol):
         Args:
             images: (N, 3, H, W) float32, preprocessed.
             penalty: (N,) float32, price of compute; below 0 compute is spent even where it is not
-                expected to help. A row with penalty 0 and cap 1 runs the plain network: the agent
-                is not consulted, its MACs are the full network's.
-            cap: (N,) float64 in (0, 1], share of the full MACs that a row never exceeds; not
-                below the bundle's `min_cap`.
+                expected to help. A row with penalty 0 and a cap of 1 or more runs the plain
+                network: the agent is not consulted, its MACs are the full network's.
+            cap: (N,) float64, share of the full MACs that a row never exceeds, infinite for none;
+                not below the bundle's `min_cap`.
         """
         ...

@@ -1,4 +1,4 @@
-"""What the ONNX graphs of the agents consist of: a glance's gains, or decisions layer by layer.
+"""What the ONNX graphs of the agents consist of: gains after a path, or decisions layer by layer.
 
 Widths count from 0 here, so that they index tables.
 """
@@ -9,26 +9,33 @@ import numpy as np
 
 from models.bundle import Bundle
 from models.compute import price
-from models.config import GLANCE_LEAST_LOG, GLANCE_TOP, PENALTY_MIDPOINT
+from models.config import LOOK_LEAST_LOG, LOOK_TOP, PENALTY_MIDPOINT
 from service.engines.base import Floats
 from service.engines.onnx_scope import Scope, Width
 
 
-def write_gain(scope: Scope, bundle: Bundle, logits: str, maps: str) -> str:
-    """What each path but the first is expected to gain over the glance: (N, M - 1).
+def write_gain(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str) -> str:
+    """What each path after `look` is expected to gain over stopping there: (N, M - 1 - look).
 
     Args:
-        logits: (N, classes) of the glance. maps: its last.
+        logits: (N, classes) of that path. maps: its last.
     """
     logs = scope.op("LogSoftmax", logits, axis=1)
-    logs = scope.op("Max", logs, scope.constant([GLANCE_LEAST_LOG]))
-    n_top = scope.constant([min(GLANCE_TOP, bundle.card.backbone.classes)], np.int64)
+    logs = scope.op("Max", logs, scope.constant([LOOK_LEAST_LOG]))
+    n_top = scope.constant([min(LOOK_TOP, bundle.card.backbone.classes)], np.int64)
     top, _ = scope.ops("TopK", [logs, n_top], 2, axis=1)
     logs = scope.op("Concat", logs, top, axis=1)
-    seen = scope.op("Concat", scope.op("Exp", logs), logs, _pooled(scope, maps), axis=1)
-    for name in ("hidden.0", "hidden.1"):
-        seen = scope.op("Relu", _linear(scope, bundle, name, seen))
-    return _linear(scope, bundle, "gain", seen)
+    told = scope.op("Unsqueeze", _squashed(scope), scope.index(1))
+    seen = scope.op("Concat", scope.op("Exp", logs), logs, _pooled(scope, maps), told, axis=1)
+    for layer in range(2):
+        seen = scope.op("Relu", _linear(scope, bundle, f"looks.{look}.{layer}", seen))
+    return _linear(scope, bundle, f"looks.{look}.2", seen)
+
+
+def _squashed(scope: Scope) -> str:
+    """The penalty as the agent is told it, in [0, 1); below 0 it is told 0."""
+    told = scope.op("Relu", "penalty")
+    return scope.op("Div", told, scope.op("Add", told, scope.constant([PENALTY_MIDPOINT])))
 
 
 class LayerAgentWriter:
@@ -105,9 +112,7 @@ class LayerAgentWriter:
             return scope.constant(biases)
         column = self._gates("weight_ih")[:, :, -1]
         weight = scope.constant(np.concatenate([column, np.zeros_like(column)], axis=1))
-        told = scope.op("Relu", "penalty")
-        seen = scope.op("Div", told, scope.op("Add", told, scope.constant([PENALTY_MIDPOINT])))
-        return scope.op("Add", scope.constant(biases), scope.op("Mul", seen, weight))
+        return scope.op("Add", scope.constant(biases), scope.op("Mul", _squashed(scope), weight))
 
     def _floats(self, name: str) -> Floats:
         return _floats(self._bundle, name)

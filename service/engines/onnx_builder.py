@@ -1,7 +1,7 @@
 """Builds a bundle's ONNX graphs.
 
-For an agent that chooses among whole paths: a graph of each path, and of the glance one that also
-tells what the agent expects of the others. An agent that decides layer by layer is inside its
+For an agent that runs whole paths: a graph of each, which also tells what the agent expects of the
+later ones. An agent that decides layer by layer is inside its
 graph, which runs one image with no Python between layers: a layer is a tree of `If` nodes over its
 input and output width, whose leaves hold the folded weights of that pair as constants, so that the
 runtime packs them once. A leaf also encodes its own maps for the agent, whose slice is constant
@@ -34,22 +34,26 @@ def path_graph(bundle: Bundle, path: Sequence[int]) -> OnnxGraph:
     return wiring.scope.finish([wiring.network.image("N")], [wiring.network.logits("N")])
 
 
-def glance_graph(bundle: Bundle) -> OnnxGraph:
-    """The first of the agent's paths, and what each other is expected to gain over it.
+def look_graph(bundle: Bundle, number: int) -> OnnxGraph:
+    """One of the agent's paths, and what each later one is expected to gain over it.
 
-    Inputs: image (N, 3, H, W) float32.
-    Outputs: logits (N, C) float32, gain (N, M - 1) float32.
+    Inputs: image (N, 3, H, W) float32, penalty (N,) float32.
+    Outputs: logits (N, C) float32, gain (N, M - 1 - number) float32.
     """
     wiring, paths = _Wiring(bundle), bundle.card.agent.paths
-    logits, maps = wiring.along(paths[0])
-    gain = write_gain(wiring.scope, bundle, logits, maps)
+    logits, maps = wiring.along(paths[number])
+    gain = write_gain(wiring.scope, bundle, number, logits, maps)
     wiring.scope.rename(logits, "logits")
     wiring.scope.rename(gain, "gain")
+    inputs = [
+        wiring.network.image("N"),
+        helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N"]),
+    ]
     outputs = [
         wiring.network.logits("N"),
-        helper.make_tensor_value_info("gain", TensorProto.FLOAT, ["N", len(paths) - 1]),
+        helper.make_tensor_value_info("gain", TensorProto.FLOAT, ["N", len(paths) - 1 - number]),
     ]
-    return wiring.scope.finish([wiring.network.image("N")], outputs)
+    return wiring.scope.finish(inputs, outputs)
 
 
 def pruned_graph(bundle: Bundle) -> OnnxGraph:

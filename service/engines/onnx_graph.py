@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.bundle import Bundle
-from models.compute import cap_macs, path_macs, path_price
+from models.compute import cap_macs, look_price, path_macs
 from service.engines.base import Floats, Integers, Result
-from service.engines.onnx_builder import glance_graph, path_graph, pruned_graph
+from service.engines.onnx_builder import look_graph, path_graph, pruned_graph
 from service.engines.onnx_cache import Build, graph_file
 
 # Makes a session of a graph, which has this name in the cache.
@@ -40,7 +40,7 @@ class OnnxEngine:
         self._table = bundle.card.table()
         load = partial(_session, bundle, threads, cache_dir)
         self._plain = _along(load, [self._table.groups] * self._layers)
-        self._pruned: _Pruned = (_ByPath if bundle.card.agent.paths else _ByLayer)(bundle, load)
+        self._pruned: _Pruned = (_ByLooks if bundle.card.agent.paths else _ByLayer)(bundle, load)
 
     def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
@@ -54,44 +54,55 @@ class OnnxEngine:
         if not plain.all():
             rows = ~plain
             limits = cap_macs(cap[rows], self._table.full)
-            logits[rows], widths[rows] = self._pruned.run(images[rows], penalty[rows], limits)
-            macs[rows] = path_macs(widths[rows], self._table, agent=True)
+            pruned = self._pruned.run(images[rows], penalty[rows], limits)
+            logits[rows], widths[rows], macs[rows] = pruned.logits, pruned.widths, pruned.macs
         return Result(logits, widths, macs)
 
 
 class _Pruned(Protocol):
     """Runs images along the paths that an agent chooses."""
 
-    def run(self, images: Floats, penalty: Floats, limits: Integers) -> tuple[Floats, Integers]:
-        """Logits (N, C) and widths (N, L) of images, penalties (N,) and most MACs (N,)."""
+    def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
+        """Answers for images, penalties (N,) and most MACs (N,)."""
         ...
 
 
-class _ByPath:
-    """One glance at all images, then those that chose a path as one batch along it."""
+class _ByLooks:
+    """All images along the first path, then those that go on to another as one batch along it."""
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
-        table, self._paths = bundle.card.table(), np.array(bundle.card.agent.paths, np.int64)
-        self._macs = path_macs(self._paths, table, agent=True)
-        self._price = path_price(table, self._paths)
-        self._glance = load("glance", glance_graph)
-        self._others = [_along(load, path) for path in self._paths[1:].tolist()]
+        table, agent = bundle.card.table(), bundle.card.agent
+        self._paths, self._macs = np.array(agent.paths, np.int64), np.array(table.looks, np.int64)
+        self._price, self._classes = look_price(table), bundle.card.backbone.classes
+        self._looks = [
+            load(f"look-{number}", partial(look_graph, number=number))
+            for number in range(agent.deciding)
+        ]
+        self._ends = [_along(load, path) for path in agent.paths[agent.deciding :]]
 
-    def run(self, images: Floats, penalty: Floats, limits: Integers) -> tuple[Floats, Integers]:
-        logits, gain = self._glance.run(["logits", "gain"], {"image": images})
-        chosen = self._choose(gain, penalty, limits)
-        for number, session in enumerate(self._others, start=1):
-            here = chosen == number
-            if here.any():
+    def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
+        logits = np.empty((len(images), self._classes), np.float32)
+        chosen, spent = np.zeros((2, len(images)), np.int64)
+        for number, session in enumerate([*self._looks, *self._ends]):
+            here = (chosen == number).nonzero()[0]
+            if not len(here):
+                continue
+            spent[here] += self._macs[number]
+            if number < len(self._looks):
+                inputs = {"image": images[here], "penalty": penalty[here]}
+                logits[here], gain = session.run(["logits", "gain"], inputs)
+                left = limits[here] - spent[here]
+                chosen[here] = number + self._choose(number, gain, penalty[here], left)
+            else:
                 (logits[here],) = session.run(["logits"], {"image": images[here]})
-        return logits, self._paths[chosen]
+        return Result(logits, self._paths[chosen], spent)
 
-    def _choose(self, gain: Floats, penalty: Floats, limits: Integers) -> Integers:
-        """Number (N,) of the best path that the MACs allow; the first is always allowed."""
-        values = np.pad(gain, ((0, 0), (1, 0))) - penalty[:, None] * self._price
-        allowed = self._macs <= limits[:, None]
-        allowed[:, 0] = True
-        best: Integers = np.where(allowed, values, -np.inf).argmax(axis=1)
+    def _choose(self, number: int, gain: Floats, penalty: Floats, left: Integers) -> Integers:
+        """How many paths (N,) to go on by the best of those that the MACs allow, 0 to stop."""
+        later = slice(number + 1, None)
+        values = gain - penalty[:, None] * self._price[later]
+        values[self._macs[later] > left[:, None]] = -np.inf
+        best: Integers = np.pad(values, ((0, 0), (1, 0))).argmax(axis=1)
         return best
 
 
@@ -99,9 +110,9 @@ class _ByLayer:
     """Each image by itself, the agent inside the graph."""
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
-        self._session = load("pruned", pruned_graph)
+        self._session, self._table = load("pruned", pruned_graph), bundle.card.table()
 
-    def run(self, images: Floats, penalty: Floats, limits: Integers) -> tuple[Floats, Integers]:
+    def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
         answers = [
             self._session.run(
                 ["logits", "widths"],
@@ -113,11 +124,12 @@ class _ByLayer:
             )
             for n, image in enumerate(images)
         ]
-        logits, widths = zip(*answers, strict=True)
-        return np.concatenate(logits), np.stack(widths)
+        logits, paths = zip(*answers, strict=True)
+        widths = np.stack(paths)
+        return Result(np.concatenate(logits), widths, path_macs(widths, self._table, agent=True))
 
 
-def _along(load: Load, path: list[int]) -> ort.InferenceSession:
+def _along(load: Load, path: Sequence[int]) -> ort.InferenceSession:
     name = "-".join(["path", *map(str, path)])
     return load(name, partial(path_graph, path=path))
 

@@ -7,9 +7,8 @@ import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle
-from models.compute import path_macs
 from models.weights import load
-from service.engines.base import Floats, Integers, Result
+from service.engines.base import Floats, Result
 
 
 class TorchEngine:
@@ -26,7 +25,7 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         card = bundle.card
-        self._table, self._k = card.table(), card.backbone.groups
+        self._full, self._k = card.table().full, card.backbone.groups
         self._network = load(card.backbone, card.agent, bundle.tensors)
         self._classes, self._layers = card.backbone.classes, card.backbone.n_layers
 
@@ -36,6 +35,7 @@ class TorchEngine:
         plain = (penalty == 0) & (cap >= 1)
         logits = np.empty((len(images), self._classes), np.float32)
         widths = np.full((len(images), self._layers), self._k, np.int64)
+        macs = np.full(len(images), self._full, np.int64)
         if plain.any():
             logits[plain] = self._network(
                 torch.from_numpy(images[plain]), widths[0].tolist()
@@ -48,8 +48,5 @@ class TorchEngine:
                 torch.from_numpy(cap[chosen]),
             )
             logits[chosen], widths[chosen] = answers.numpy(), trace.widths.numpy()
-        return Result(logits, widths, self._macs(widths, plain))
-
-    def _macs(self, widths: Integers, plain: npt.NDArray[np.bool_]) -> Integers:
-        with_agent = path_macs(widths, self._table, agent=True)
-        return np.where(plain, self._table.full, with_agent)
+            macs[chosen] = trace.macs.numpy()
+        return Result(logits, widths, macs)

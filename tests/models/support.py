@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models import backbones
 from models.agent import PathAgent
+from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 
@@ -63,14 +64,15 @@ def make_backbone(name: str) -> BackboneConfig:
 
 
 def agent_config(
-    form: str, backbone: BackboneConfig, encoding: int = 8, hidden: int = 8
+    form: str, backbone: BackboneConfig, encoding: int = 8, hidden: int = 8, looks: int = 0
 ) -> AgentConfig:
     """An agent of any form; its paths are the narrowest, three random ones, and the widest."""
     if form != "paths":
         return AgentConfig(form, encoding, hidden)
-    widest, narrowest, *others = random_paths(backbone, 5, seed=7).tolist()
-    paths = tuple(tuple(path) for path in (narrowest, *others, widest))
-    return AgentConfig("paths", encoding, hidden, paths)
+    drawn = random_paths(backbone, 5, seed=7).numpy()
+    order = path_macs(drawn, mac_table(backbone, AgentConfig()), agent=False).argsort()
+    paths = tuple(tuple(path) for path in drawn[order].tolist())
+    return AgentConfig("paths", encoding, hidden, paths, looks)
 
 
 @torch.no_grad()
@@ -99,12 +101,15 @@ def random_network(
 
 
 def _spread_gains(network: Network, agent: PathAgent) -> None:
-    """Let each path gain on some images and lose on others; on half, the glance is the best."""
-    gains = agent(network.glance(random_images(network.backbone, 64, seed=9))[1])
-    mean, deviation = gains.mean(dim=0), gains.std(dim=0)
-    agent.gain.bias.sub_(mean).div_(deviation)
-    agent.gain.weight.div_(deviation[:, None])
-    agent.gain.bias.sub_(((gains - mean) / deviation).amax(dim=1).median())
+    """Let going on gain on some images and lose on others; on half, stopping is the best."""
+    images, penalty = random_images(network.backbone, 64, seed=9), torch.full((64,), 0.2)
+    for look in range(agent.config.deciding):
+        _, seen = network.look(images, agent.config.paths[look])
+        gains, last = agent(look, seen, penalty), agent.layers(look)[-1]
+        mean, deviation = gains.mean(dim=0), gains.std(dim=0)
+        last.bias.sub_(mean).div_(deviation)
+        last.weight.div_(deviation[:, None])
+        last.bias.sub_(((gains - mean) / deviation).amax(dim=1).median())
 
 
 def randomise_norm(norm: nn.BatchNorm2d) -> None:

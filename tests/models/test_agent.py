@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from models.agent import LayerAgent, PathAgent
-from models.compute import mac_table, path_macs, path_price, price
-from models.config import GLANCE_LEAST_LOG, PENALTY_MIDPOINT, AgentConfig
+from models.compute import mac_table, path_macs, price
+from models.config import LOOK_LEAST_LOG, PENALTY_MIDPOINT, AgentConfig
 from models.network import Greedy
 from tests.models.support import agent_config, tiny_backbone
 
@@ -20,9 +22,25 @@ def make_layer_agent(form="priced"):
     return LayerAgent(BACKBONE, AgentConfig(form, encoding=8, hidden=7)).requires_grad_(False)
 
 
-def make_path_agent():
+def make_path_agent(looks=0):
+    """An agent of five paths."""
     torch.manual_seed(0)
-    return PathAgent(BACKBONE, agent_config("paths", BACKBONE)).requires_grad_(False)
+    return PathAgent(BACKBONE, agent_config("paths", BACKBONE, looks=looks)).requires_grad_(False)
+
+
+def seen_after(agent, look):
+    """Random features (N, F) of the path after which the agent decides, its own maps' last."""
+    channels = BACKBONE.layers[-1].out_channels * agent.config.paths[look][-1] // BACKBONE.groups
+    generator = torch.Generator().manual_seed(look)
+    return torch.randn(N, 2 * (3 + 3) + channels, generator=generator)
+
+
+def spent_on(agent):
+    """MACs of each of the agent's paths and of the decision after it, from its layers."""
+    macs = path_macs(np.array(agent.config.paths), mac_table(BACKBONE, agent.config), agent=False)
+    for look, layers in enumerate(agent.looks):
+        macs[look] += sum(layer.weight.numel() for layer in layers)
+    return macs
 
 
 def inputs(layer, seed=0):
@@ -201,66 +219,100 @@ def test_seen_of_fewer_classes_than_are_sorted_sorts_them_all():
 def test_seen_of_a_sure_answer_has_finite_logarithms():
     logits = torch.tensor([[1e4, 0.0, -1e4]])
     seen = PathAgent.seen(logits, torch.zeros(1, 2))
-    assert seen[0, 6:12].tolist() == [0, GLANCE_LEAST_LOG, GLANCE_LEAST_LOG] * 2
+    assert seen[0, 6:12].tolist() == [0, LOOK_LEAST_LOG, LOOK_LEAST_LOG] * 2
     assert seen[0, :3].tolist() == pytest.approx([1, 0, 0], abs=1e-4)
 
 
-def test_path_agent_equals_its_arithmetic_written_out():
+PENALTIES = torch.tensor([-0.5, 0.0, 0.02, 0.2, 3.0, 1e9])
+
+
+@pytest.mark.parametrize("look", range(4))
+def test_path_agent_equals_its_arithmetic_written_out(look):
     agent = make_path_agent()
-    w, seen = numpy_weights(agent), torch.randn(N, agent.hidden[0].in_features)
-    x = seen.double().numpy()
-    for layer in ("hidden.0", "hidden.1"):
-        x = (x @ w[f"{layer}.weight"].T + w[f"{layer}.bias"]).clip(0)
-    expected = x @ w["gain.weight"].T + w["gain.bias"]
-    assert expected.shape == (N, 4)
-    np.testing.assert_allclose(agent(seen), expected, rtol=1e-4, atol=1e-5)
+    w, seen = numpy_weights(agent), seen_after(agent, look)
+    told = PENALTIES.double().numpy().clip(0)
+    x = np.column_stack([seen.double().numpy(), told / (told + PENALTY_MIDPOINT)])
+    for layer in (0, 1):
+        x = (x @ w[f"looks.{look}.{layer}.weight"].T + w[f"looks.{look}.{layer}.bias"]).clip(0)
+    expected = x @ w[f"looks.{look}.2.weight"].T + w[f"looks.{look}.2.bias"]
+    assert expected.shape == (N, 4 - look)
+    np.testing.assert_allclose(agent(look, seen, PENALTIES), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_path_agent_gradient_of_one_path_reaches_its_own_row_and_all_hidden_layers():
+def test_path_agent_is_told_the_penalty_but_none_below_zero():
+    agent, seen = make_path_agent(), seen_after(make_path_agent(), 0)[:1].expand(N, -1)
+    gains = agent(0, seen, PENALTIES)
+    assert torch.equal(gains[0], gains[1])
+    assert len(gains.unique(dim=0)) == N - 1
+    assert gains.isfinite().all()
+
+
+def test_path_agent_gradient_of_one_path_reaches_its_own_row_and_one_decision():
     agent = make_path_agent().requires_grad_(True)
-    seen = torch.randn(N, agent.hidden[0].in_features, requires_grad=True)
-    agent(seen)[:, 2].sum().backward()
-    assert agent.gain.bias.grad.tolist() == [0, 0, N, 0]
-    assert not agent.gain.weight.grad[[0, 1, 3]].any()
-    assert all(layer.weight.grad.any() for layer in agent.hidden)
+    seen = seen_after(agent, 1).requires_grad_(True)
+    agent(1, seen, torch.rand(N))[:, 2].sum().backward()
+    *hidden, last = agent.layers(1)
+    assert last.bias.grad.tolist() == [0, 0, N]
+    assert not last.weight.grad[:2].any()
+    assert all(layer.weight.grad.any() for layer in hidden)
     assert seen.grad.any()
+    reached = {name for name, value in agent.named_parameters() if value.grad is not None}
+    assert {name[:8] for name in reached} == {"looks.1."}
 
 
-def test_path_agent_values_are_gains_less_the_price_of_going_on():
+@pytest.mark.parametrize(("looks", "decisions"), [(0, 4), (1, 1), (3, 3), (4, 4), (9, 4)])
+def test_path_agent_decides_after_as_many_paths_as_configured_but_never_after_the_last(
+    looks, decisions
+):
+    agent = make_path_agent(looks)
+    assert len(agent.looks) == agent.config.deciding == decisions
+    assert agent.macs.tolist() == spent_on(agent).tolist()
+
+
+@pytest.mark.parametrize("look", range(4))
+def test_path_agent_values_are_gains_less_the_price_of_going_on(look):
     agent = make_path_agent()
-    gain, penalty = torch.randn(N, 4), torch.linspace(-0.5, 2, N)
-    values = agent.values(gain, penalty)
+    gain, penalty = torch.randn(N, 4 - look), torch.linspace(-0.5, 2, N)
+    values = agent.values(look, gain, penalty)
     assert not values[:, 0].any()
-    paths, table = np.array(agent.config.paths), mac_table(BACKBONE, agent.config)
-    prices = torch.from_numpy(path_price(table, paths)[1:])
+    # Another path costs all its own MACs and the decision after it, whatever was spent before.
+    prices = torch.from_numpy(spent_on(agent) / agent.full)[look + 1 :].float()
     torch.testing.assert_close(values[:, 1:], gain - penalty[:, None] * prices)
 
 
 def test_path_agent_chooses_each_image_by_its_own_gain_and_penalty():
-    agent = make_path_agent()
+    agent, enough = make_path_agent(), torch.full((5,), 10**9)
     gain = torch.full((5, 4), -1.0)
     gain[1:, 1], gain[2:, 3] = 0.1, 0.2
     penalty = torch.tensor([0.0, 0.0, 0.0, 1e3, -1e3])
-    chosen = agent.choose(gain, penalty, torch.full((5,), 2.0).double())
-    assert chosen.tolist() == [0, 2, 4, 0, 4]
+    assert agent.choose(0, gain, penalty, enough).tolist() == [0, 2, 4, 0, 4]
+    assert agent.choose(2, gain[:, 2:], penalty, enough).tolist() == [2, 2, 4, 2, 4]
 
 
-def test_path_agent_goes_with_the_glance_where_nothing_is_gained():
-    chosen = make_path_agent().choose(
-        torch.zeros(N, 4), torch.zeros(N), torch.full((N,), 2.0).double()
-    )
-    assert not chosen.any()
+@pytest.mark.parametrize("look", range(4))
+def test_path_agent_stops_where_nothing_is_gained(look):
+    agent, enough = make_path_agent(), torch.full((N,), 10**9)
+    chosen = agent.choose(look, torch.zeros(N, 4 - look), torch.zeros(N), enough)
+    assert (chosen == look).all()
 
 
-def test_path_agent_under_a_cap_chooses_the_best_of_what_it_allows():
+@pytest.mark.parametrize("look", range(4))
+def test_path_agent_chooses_the_best_of_what_is_left_to_spend(look):
     agent = make_path_agent()
-    paths, table = np.array(agent.config.paths), mac_table(BACKBONE, agent.config)
-    macs = path_macs(paths, table, agent=True)
-    gain = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + 1
-    caps = np.resize(np.concatenate([(macs + 0.5) / table.full, (macs - 0.5) / table.full]), 200)
-    penalty = torch.zeros(200)
-    chosen = agent.choose(gain, penalty, torch.from_numpy(caps)).tolist()
-    for values, cap, number in zip(agent.values(gain, penalty).tolist(), caps, chosen, strict=True):
-        allowed = [i for i in range(5) if i == 0 or macs[i] <= cap * table.full]
-        assert number == max(allowed, key=lambda i: values[i])
-    assert set(chosen) == set(range(5))
+    macs = spent_on(agent)
+    left = np.resize(np.concatenate([macs[look + 1 :], macs[look + 1 :] - 1, [-5]]), 300)
+    gain = torch.randn(300, 4 - look, generator=torch.Generator().manual_seed(0)) + 1
+    penalty = torch.zeros(300)
+    chosen = agent.choose(look, gain, penalty, torch.from_numpy(left)).tolist()
+    values = np.pad(gain.numpy(), ((0, 0), (1 + look, 0)))
+    for row, most, number in zip(values, left, chosen, strict=True):
+        allowed = [look, *(i for i in range(look + 1, 5) if macs[i] <= most)]
+        assert number == max(allowed, key=lambda i: row[i])
+    assert set(chosen) == set(range(look, 5))
+
+
+def test_path_agent_limits_are_shares_of_the_full_macs_and_without_a_cap_more_than_all_paths():
+    agent = make_path_agent()
+    some, more, most, none = agent.limits(torch.tensor([0.3, 1.5, 1e6, math.inf])).tolist()
+    assert (some, more) == (math.floor(0.3 * agent.full), math.floor(1.5 * agent.full))
+    assert most == none > spent_on(agent).sum()

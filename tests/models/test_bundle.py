@@ -161,7 +161,7 @@ def test_read_bundle_of_a_file_name_elsewhere_raises(bundle, name):
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [0, 1, FORMAT + 1, str(FORMAT), None])
+@pytest.mark.parametrize("version", [0, 1, 2, FORMAT + 1, str(FORMAT), None])
 def test_read_bundle_of_an_unknown_version_raises(bundle, version):
     edit(bundle, lambda values: values.update(format=version))
     with pytest.raises(BundleError, match=f"bundle format {version!r} is unknown"):
@@ -203,11 +203,15 @@ PATH_CHANGES = {
     "short": lambda paths: paths[1].pop(),
     "long": lambda paths: paths[1].append(1),
     "too wide": lambda paths: paths[1].__setitem__(0, 4),
-    "not tied": lambda paths: paths.append([3, 3, 3, 3, 1, 3]),
-    "narrowest twice": lambda paths: paths.append([1] * 6),
-    "text": lambda paths: paths.append("widest"),
+    "not tied": lambda paths: paths.insert(-1, [3, 3, 3, 3, 1, 3]),
+    "narrowest twice": lambda paths: paths.insert(1, [1] * 6),
+    "whole twice": lambda paths: paths.append([3] * 6),
+    "whole not last": lambda paths: paths.pop(),
+    "falling MACs": lambda paths: paths.insert(1, paths.pop(2)),
+    "text": lambda paths: paths.insert(1, "widest"),
     "none": lambda paths: paths.clear(),
-    "one more": lambda paths: paths.append([1, 1, 1, 1, 1, 2]),
+    "one more": lambda paths: paths.insert(1, [1, 1, 1, 1, 1, 2]),
+    "one less": lambda paths: paths.pop(2),
 }
 
 
@@ -218,6 +222,26 @@ def test_read_bundle_of_tampered_paths_raises(tmp_path, change):
     edit(tmp_path / "tiny", lambda values: change(values["agent"]["paths"]))
     with pytest.raises(BundleError):
         read_bundle(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_read_bundle_of_fewer_looks_than_it_has_tensors_for_raises(tmp_path, looks):
+    card = card_of("paths", tiny_backbone())
+    write_bundle(tmp_path / "tiny", card, make_tensors(card))
+    edit(tmp_path / "tiny", lambda values: values["agent"].update(looks=looks))
+    with pytest.raises(BundleError, match=rf"tensor agent\.looks\.{looks}\.0\.bias .* want none"):
+        read_bundle(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2, 3, 4, 9])
+def test_read_bundle_gives_back_how_often_it_looks(tmp_path, looks):
+    backbone = tiny_backbone()
+    card = replace(card_of("paths", backbone), agent=agent_config("paths", backbone, looks=looks))
+    write_bundle(tmp_path / "tiny", card, make_tensors(card))
+    bundle = read_bundle(tmp_path / "tiny")
+    assert bundle.card.agent.looks == looks
+    decisions = {name.split(".")[2] for name in bundle.tensors if name.startswith("agent.looks.")}
+    assert len(decisions) == (min(looks, 4) or 4)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "\x00"])

@@ -12,11 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import backbones
 from models.compute import (
     FLOPS_PER_MAC,
-    agent_macs,
     cap_macs,
+    look_price,
     mac_table,
     path_macs,
-    path_price,
     price,
     step_price,
 )
@@ -128,23 +127,35 @@ def test_agent_macs_of_sliced_decisions_equal_torchs_count(name, form):
     backbone = make_backbone(name)
     network = random_network(backbone, agent=AgentConfig(form, encoding=6, hidden=10))
     for path in random_paths(backbone, 3, whole=True).tolist():
-        expected = agent_macs(np.array([path]), network.table)
-        assert counted_macs(lambda p=path: decide(network, p)) == expected[0]
+        with_agent, without = (
+            path_macs(np.array([path]), network.table, agent=agent)[0] for agent in (True, False)
+        )
+        assert counted_macs(lambda p=path: decide(network, p)) == with_agent - without
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+@pytest.mark.parametrize("name", ALL)
+def test_looks_are_torchs_count_of_each_path_and_of_the_decision_after_it(name, looks):
+    backbone = make_backbone(name)
+    agent = agent_config("paths", backbone, hidden=10, looks=looks)
+    network = random_network(backbone, agent=agent)
+    images, table = random_images(backbone, 1), network.table
+
+    def look(number, path):
+        _, seen = network.look(images, path)
+        if number < (looks or 4):
+            network.agent(number, seen, torch.zeros(1))
+
+    counted = [counted_macs(lambda n=n, p=p: look(n, p)) for n, p in enumerate(agent.paths)]
+    assert list(table.looks) == counted
+    assert table.start == table.least == counted[0]
+    assert counted[-1] == table.full == written_out(backbone, agent.paths[-1])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_path_macs_after_a_glance_equal_torchs_count(name):
-    backbone = make_backbone(name)
-    network = random_network(backbone, agent=agent_config("paths", backbone, hidden=10))
-    images, table = random_images(backbone, 1), network.table
-    glance = counted_macs(lambda: network.agent(network.glance(images)[1]))
-    assert table.glance == table.start == table.least == glance
-    narrowest, *others = network.agent.config.paths
-    assert path_macs(np.array([narrowest]), table, agent=True) == glance
-    for path in others:
-        again = counted_macs(lambda p=path: network(images, p))
-        assert path_macs(np.array([path]), table, agent=True) == glance + again
-        assert agent_macs(np.array([path]), table) == glance
+def test_path_macs_of_an_agent_that_chooses_whole_paths_are_the_paths_own(name):
+    table, paths = make_table(name, "paths"), random_paths(make_backbone(name), 9).numpy()
+    assert (path_macs(paths, table, agent=True) == path_macs(paths, table, agent=False)).all()
 
 
 @pytest.mark.parametrize(("name", "classes", "size", "macs"), PUBLISHED)
@@ -156,6 +167,13 @@ def test_mac_table_of_published_backbone_gives_published_total(name, classes, si
 def test_mac_table_of_paths_of_another_backbone_raises():
     agent = agent_config("paths", make_backbone("stream"))
     with pytest.raises(ValueError, match="is none of backbone tiny"):
+        mac_table(tiny_backbone(), agent)
+
+
+@pytest.mark.parametrize("middle", [((2,) * 6, (1, 2, 1, 1, 1, 1)), ((1, 3, 1, 2, 1, 2),) * 2])
+def test_mac_table_of_paths_whose_macs_do_not_rise_raises(middle):
+    agent = AgentConfig("paths", paths=((1,) * 6, *middle, (3,) * 6))
+    with pytest.raises(ValueError, match="paths are not sorted by rising MACs"):
         mac_table(tiny_backbone(), agent)
 
 
@@ -231,6 +249,12 @@ def test_cap_macs_of_many_shares_keeps_their_order():
     assert cap_macs(np.array([0.3, 1.0, 0.1]), 10).tolist() == [3, 10, 1]
 
 
+def test_cap_macs_without_a_cap_are_more_than_any_images_and_no_overflow():
+    full = 15 * 10**12  # a thousand times a VGG-16's
+    none, large, whole = cap_macs(np.array([math.inf, 1e300, 1.0]), full).tolist()
+    assert none == large > 100 * whole == 100 * full
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_step_price_of_macs_along_a_path_adds_up_to_the_share_of_the_backbones(name):
     table, paths = make_table(name), random_paths(make_backbone(name), 10, whole=True).numpy()
@@ -269,11 +293,15 @@ def test_price_of_wider_choice_is_higher(name, form):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_path_price_is_the_share_that_is_spent_after_the_glance(name):
-    backbone, table = make_backbone(name), make_table(name, "paths")
-    paths = np.array(agent_config("paths", backbone).paths)
-    first, *others = path_price(table, paths)
-    assert first == 0
-    shares = [written_out(backbone, path) / table.full for path in paths[1:].tolist()]
-    np.testing.assert_allclose(others, shares, rtol=1e-6)
-    assert others[-1] == 1
+def test_look_price_is_the_share_that_a_path_and_the_decision_after_it_take(name):
+    backbone, table = make_backbone(name), make_table(name, "paths", hidden=10)
+    paths = agent_config("paths", backbone).paths
+    macs = np.array([written_out(backbone, path) for path in paths])
+    for look, path in enumerate(paths[:-1]):
+        classes = backbone.classes
+        seen = 2 * (classes + min(classes, 5)) + backbone.layers[-1].out_channels * path[-1] // (
+            backbone.groups
+        )
+        macs[look] += (seen + 1) * 10 + 10 * 10 + 10 * (4 - look)
+    np.testing.assert_allclose(look_price(table), macs / table.full, rtol=1e-6)
+    assert look_price(table)[-1] == 1

@@ -13,7 +13,7 @@ from models.config import (
     ConvConfig,
     check_paths,
     decisions,
-    glance_features,
+    look_sizes,
     to_dict,
 )
 from tests.models.support import (
@@ -27,7 +27,7 @@ from tests.models.support import (
 )
 
 FORMS = ["paths", "priced", "paper"]
-NARROWEST = (1,) * 6
+NARROWEST, WHOLE = (1,) * 6, (3,) * 6
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -88,15 +88,16 @@ def test_decisions_layer_by_layer_are_all_but_the_first_and_the_tied():
     assert decisions(stream_backbone(), AgentConfig("paper")) == [1, 3, 4, 5]
 
 
-def test_decisions_after_a_glance_are_none():
+def test_decisions_on_the_way_are_none_where_whole_paths_are_run():
     assert decisions(tiny_backbone(), agent_config("paths", tiny_backbone())) == []
 
 
-@pytest.mark.parametrize(
-    ("classes", "features"), [(3, 2 * 6 + 4), (5, 2 * 10 + 4), (9, 2 * 14 + 4)]
-)
-def test_glance_features_are_shares_and_logarithms_and_the_narrowest_end(classes, features):
-    assert glance_features(replace(tiny_backbone(), linears=(7, classes))) == features
+@pytest.mark.parametrize(("classes", "shares"), [(3, 2 * 6), (5, 2 * 10), (9, 2 * 14)])
+def test_look_sizes_are_shares_and_logarithms_and_the_paths_end_and_penalty(classes, shares):
+    backbone = replace(tiny_backbone(), linears=(7, classes))
+    agent = AgentConfig("paths", hidden=5, paths=(NARROWEST, (1, 1, 1, 1, 1, 2), WHOLE))
+    assert look_sizes(backbone, agent, 0) == (shares + 4 + 1, 5, 5, 2)
+    assert look_sizes(backbone, agent, 1) == (shares + 8 + 1, 5, 5, 1)
 
 
 def test_backbone_config_of_groups_that_do_not_divide_raises():
@@ -134,6 +135,20 @@ def test_agent_config_of_paths_that_its_form_has_not_raises(form, paths):
         AgentConfig(form, paths=paths)
 
 
+def test_agent_config_of_looks_below_zero_raises():
+    with pytest.raises(ValueError, match="agent with -1 looks"):
+        AgentConfig("paths", paths=(NARROWEST, WHOLE), looks=-1)
+
+
+@pytest.mark.parametrize(("looks", "deciding"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3)])
+def test_agent_config_decides_after_as_many_paths_as_asked_and_never_after_the_last(
+    looks, deciding
+):
+    paths = (NARROWEST, (2,) * 6, (3, 3, 3, 3, 3, 2), WHOLE)
+    assert AgentConfig("paths", paths=paths, looks=looks).deciding == deciding
+    assert AgentConfig("priced", looks=looks).deciding == 0
+
+
 @pytest.mark.parametrize(("form", "inputs"), [("priced", 9), ("paper", 8)])
 def test_agent_config_cell_inputs_count_the_penalty_where_it_is_one(form, inputs):
     assert AgentConfig(form, encoding=8).cell_inputs == inputs
@@ -148,8 +163,8 @@ def test_check_paths_of_the_backbones_own_passes(name):
 @pytest.mark.parametrize(
     "path",
     [
-        (3, 3, 3, 3, 3),
-        (3, 3, 3, 3, 3, 3, 3),
+        (3, 2, 3, 3, 3),
+        (3, 2, 3, 3, 3, 3, 3),
         (3, 3, 0, 3, 0, 3),
         (3, 3, 4, 3, 4, 3),
         (3, 3, 2, 3, 1, 3),
@@ -158,12 +173,21 @@ def test_check_paths_of_the_backbones_own_passes(name):
 )
 def test_check_paths_of_a_path_that_is_none_raises(path):
     with pytest.raises(ValueError, match=rf"agent path \[{path[0]}, .*\] is none of backbone tiny"):
-        check_paths(tiny_backbone(), AgentConfig("paths", paths=(NARROWEST, path)))
+        check_paths(tiny_backbone(), AgentConfig("paths", paths=(NARROWEST, path, WHOLE)))
 
 
 @pytest.mark.parametrize(
-    "paths", [((3,) * 6, (2,) * 6), ((3,) * 6, NARROWEST), (NARROWEST, NARROWEST)]
+    "paths", [((2,) * 6, WHOLE), (WHOLE, NARROWEST), (NARROWEST, NARROWEST, WHOLE)]
 )
 def test_check_paths_whose_first_is_not_the_only_narrowest_raises(paths):
     with pytest.raises(ValueError, match="the first of the agent's paths, and only it"):
+        check_paths(tiny_backbone(), AgentConfig("paths", paths=paths))
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [(NARROWEST, (3, 3, 3, 3, 3, 2)), (NARROWEST, WHOLE, (2,) * 6), (NARROWEST, WHOLE, WHOLE)],
+)
+def test_check_paths_whose_last_is_not_the_only_whole_raises(paths):
+    with pytest.raises(ValueError, match="the last of the agent's paths, and only it"):
         check_paths(tiny_backbone(), AgentConfig("paths", paths=paths))

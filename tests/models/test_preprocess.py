@@ -263,3 +263,46 @@ def test_decode_webp_canvas_beyond_any_limit_refused() -> None:
 
 def test_decode_as_many_pixels_as_allowed_read() -> None:
     assert decode(encode(photo(8, 8), "PNG"), 64).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "expected"),
+    [
+        ((640, 480), 32, (80, 60)),
+        ((640, 480), 61, (160, 120)),
+        ((480, 640), 176, (240, 320)),
+        ((640, 480), 241, (640, 480)),
+        ((640, 480), 0, (640, 480)),
+    ],
+)
+def test_decode_jpeg_of_which_less_is_needed_is_read_smaller(
+    size: tuple[int, int], least: int, expected: tuple[int, int]
+) -> None:
+    image = decode(encode(Image.new("RGB", size), "JPEG"), LIMIT, least)
+    assert image.size == expected
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
+def test_decode_other_formats_are_read_whole(kind: str) -> None:
+    assert decode(encode(photo(64, 48), kind), LIMIT, 8).size == (64, 48)
+
+
+def test_preprocess_of_a_jpeg_read_smaller_is_hardly_another_image() -> None:
+    smooth = photo().resize((640, 480), Image.Resampling.BICUBIC)
+    preprocessing = Preprocessing(32, 36, (0.5,) * 3, (0.25,) * 3)
+    content = encode(smooth, "JPEG", quality=90)
+    whole = preprocessing.pixels(decode(content, LIMIT)).astype(float)
+    smaller = preprocess(content, preprocessing, LIMIT)
+    # A value is a quarter of the range of pixels.
+    assert np.abs(smaller - preprocessing.normalise(whole)).mean() < 3 / 255 / 0.25
+
+
+def test_preprocess_of_a_rotated_jpeg_read_smaller_is_upright() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(half_red(640, 480), "JPEG", exif=exif)
+    preprocessing = Preprocessing(32, 32, (0.0,) * 3, (1.0,) * 3)
+    pixels = preprocess(content, preprocessing, LIMIT)
+    # Red was left; turned clockwise, it is on top.
+    assert pixels[0, :12].mean() > 0.9
+    assert pixels[0, 20:].mean() < 0.1

@@ -74,6 +74,12 @@ def test_submit_rows_keep_order_penalty_and_cap(batcher: Batcher, engine: EchoEn
     assert engine.threads == {"inference"}
 
 
+def test_submit_without_a_cap_is_an_infinite_one(batcher: Batcher) -> None:
+    with batcher.reserve(1) as places:
+        logits = places.submit(image(1), penalty=0.5, cap=None).result(10).logits
+    assert logits.tolist() == [1, 0.5, np.inf]
+
+
 def test_submit_answer_holds_its_row_and_times(batcher: Batcher) -> None:
     (future,) = submit(batcher, 1)
     answer: Answer = future.result(10)
@@ -162,3 +168,10 @@ def test_on_batch_told_size_and_seconds(engine: EchoEngine) -> None:
     batcher.close()
     assert [n for n, _ in told] == [1]
     assert told[0][1] > 0
+
+
+def test_batches_count_those_that_were_answered(batcher: Batcher, engine: EchoEngine) -> None:
+    for value in (1.0, np.nan, 2.0):
+        (future,) = submit(batcher, value)
+        future.exception(10)
+    assert (len(engine.batches), batcher.batches) == (3, 2)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from models import backbones
+from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 from models.preprocess import Preprocessing
@@ -83,16 +84,16 @@ def chain(layers=3, channels=4, groups=2, size=6):
     return BackboneConfig("chain", size, convs, (3,), ("linear",), groups)
 
 
-def lively_network(backbone=None, form="priced", seed=0):
+def lively_network(backbone=None, form="priced", seed=0, looks=0):
     """A random network in evaluation mode whose agent sends images along many paths."""
     torch.manual_seed(seed)
     backbone = backbone or chain(5, 8, 4)
     paths = ()
     if form == "paths":
         drawn = draw_paths(40, backbone, generator(seed)).tolist()
-        wider = sorted({tuple(path) for path in drawn if set(path) != {1}})[:4]
-        paths = ((1,) * backbone.n_layers, *wider)
-    network = Network(backbone, AgentConfig(form, encoding=8, hidden=16, paths=paths))
+        paths = _rising(backbone, drawn)
+    agent = AgentConfig(form, encoding=8, hidden=16, paths=paths, looks=looks)
+    network = Network(backbone, agent)
     _estimate_statistics(network)
     with torch.no_grad():
         if form == "paths":
@@ -104,14 +105,26 @@ def lively_network(backbone=None, form="priced", seed=0):
     return network.eval()
 
 
+def _rising(backbone, drawn):
+    """The narrowest path, the whole one, and up to three of those drawn, by rising MACs."""
+    table, n_layers = mac_table(backbone, AgentConfig()), backbone.n_layers
+    ends = [[1] * n_layers, [backbone.groups] * n_layers]
+    paths = np.array([*ends, *(path for path in drawn if path not in ends)])
+    macs, first = np.unique(path_macs(paths, table, agent=False), return_index=True)
+    between = first[1:-1][:: max((len(macs) - 2) // 3, 1)][:3]
+    return tuple(tuple(path) for path in paths[[first[0], *between, first[-1]]].tolist())
+
+
 def _spread_gains(network):
     """Let each path gain on some images, and lose on others, as much as any path costs."""
     contrast = torch.linspace(0.1, 1.5, 60)[:, None, None, None]
     images = torch.randn(60, 3, *[network.backbone.image_size] * 2) * contrast
-    gain = network.agent.gain
-    gains = network.agent(network.glance(images)[1])
-    gain.weight.div_(gains.std(dim=0)[:, None])
-    gain.bias.sub_(gains.mean(dim=0)).div_(gains.std(dim=0))
+    agent = network.agent
+    for look in range(agent.config.deciding):
+        _, seen = network.look(images, agent.config.paths[look])
+        gains, last = agent(look, seen, torch.full((60,), 0.3)), agent.layers(look)[-1]
+        last.weight.div_(gains.std(dim=0)[:, None])
+        last.bias.sub_(gains.mean(dim=0)).div_(gains.std(dim=0))
 
 
 @torch.no_grad()

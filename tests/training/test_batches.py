@@ -12,6 +12,7 @@ from training.batches import (
     Augmentation,
     Batches,
     crop_and_flip,
+    cut_mix,
     cut_out,
     generator,
     in_order,
@@ -91,6 +92,13 @@ def test_epoch_crops_from_the_wide_images_and_else_takes_what_is_served(images):
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             cropped = augmentation is not None and augmentation.crop < 1
             assert (batch.images.amin((1, 2, 3)) >= lowest - 1e-5).all() == cropped
+
+
+def test_epoch_crops_are_as_large_as_set_and_else_as_the_input(images):
+    for size, side in ((0, 8), (6, 6), (11, 11)):
+        augmentation = Augmentation(crop=0.3, size=size)
+        for batch in _batches(images, augmentation=augmentation).epoch(0):
+            assert batch.images.shape == (8, 3, side, side)
 
 
 def test_batches_fewer_images_than_a_batch_gives_one_batch(images):
@@ -178,6 +186,59 @@ def test_cut_out_blanks_one_square_per_image():
     assert rows.max() == columns.max() == 4
     assert rows.min() >= 1
     assert len(torch.unique(blank[:, 0], dim=0)) > 20
+
+
+def _mix(size=10, n=6, seed=0):
+    """Images that tell their number in every pixel, mixed; and the targets, of a class for each."""
+    images = torch.arange(n).float()[:, None, None, None].expand(n, 3, size, size).clone()
+    mixed, targets = cut_mix(images, torch.arange(n), n, generator(seed))
+    assert mixed is images
+    return mixed, targets
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_cut_mix_targets_are_the_shares_of_the_area_that_show_each_class(seed):
+    mixed, targets = _mix(seed=seed)
+    for image, target in zip(mixed, targets, strict=True):
+        shares = torch.bincount(image[0].flatten().long(), minlength=6) / 100
+        torch.testing.assert_close(target, shares)
+        assert torch.equal(image[0], image[2])
+
+
+def test_cut_mix_pastes_one_rectangle_of_the_batch_the_partners_inside_and_ones_own_outside():
+    n, pasted = 6, []
+    for seed in range(200):
+        mixed, _ = _mix(seed=seed)
+        numbers = mixed[:, 0].long()
+        changed = numbers != torch.arange(n)[:, None, None]
+        inside = changed.any(dim=0)
+        rows, columns = inside.any(dim=1), inside.any(dim=0)
+        assert torch.equal(inside, rows[:, None] & columns)
+        for line in (rows, columns):
+            assert (line.int().diff() == 1).sum() <= 1
+            assert (line.int().diff() == -1).sum() <= 1
+        if inside.any():
+            # Each image is the partner of one, and each pixel inside is that partner's.
+            partners = numbers[:, inside]
+            assert (partners == partners[:, :1]).all()
+            assert sorted(partners[:, 0].tolist()) == list(range(n))
+        pasted.append(inside.float().mean().item())
+    assert min(pasted) < 0.1
+    assert max(pasted) > 0.8
+    assert len(set(pasted)) > 30
+
+
+def test_cut_mix_pixels_come_from_the_same_place_in_the_partner():
+    images, n = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 5
+    for seed in range(20):
+        mixed, _ = cut_mix(images.clone(), torch.arange(n), n, generator(seed))
+        same = (mixed[:, None] == images[None]).all(dim=2)  # image, source, place
+        assert (same.sum(dim=1) == 1).all()
+
+
+def test_cut_mix_of_one_class_has_whole_targets():
+    _, targets = cut_mix(torch.randn(4, 3, 8, 8), torch.full((4,), 2), 3, generator(1))
+    assert targets.tolist() == [[0, 0, 1]] * 4
 
 
 def _line(places):

@@ -1,6 +1,8 @@
 """Tests of training/measure.py."""
 
+import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -42,26 +44,43 @@ def _convolutions(network, widths):
     return path_macs(widths, table, agent=False) - table.head[widths[:, -1] - 1]
 
 
-def _chosen(network, widths):
-    """MACs of the convolutions of all images that an agent sent along these paths."""
-    macs = _convolutions(network, widths)
-    if network.agent.config.form == "paths":
-        # The narrowest path is run for all, and is the answer of those that are sent along it.
-        narrowest = (widths == 1).all(axis=1)
-        macs = np.where(narrowest, 0, macs) + _convolutions(network, np.ones_like(widths))
-    return macs.sum()
+def _rest(network, outcome):
+    """MACs of all but the convolutions: of the ends and of the agent, of every path run."""
+    table, macs = network.table, outcome.fraction * network.table.full
+    if network.agent.config.form != "paths":
+        return (macs - _convolutions(network, outcome.widths)).sum()
+    # What an image spent tells along which paths it was run.
+    numbers, paths = range(len(table.looks)), np.array(network.agent.config.paths)
+    runs = {
+        sum(table.looks[n] for n in (0, *others)): [0, *others]
+        for count in numbers
+        for others in combinations(numbers[1:], count)
+    }
+    assert len(runs) == 2 ** (len(numbers) - 1)
+    ran = [runs[round(spent)] for spent in macs]
+    assert np.array_equal(outcome.widths, paths[[run[-1] for run in ran]])
+    assert max(map(len, ran)) >= (3 if outcome.fraction.max() > 1.2 else 2)
+    rest = np.array(table.looks) - _convolutions(network, paths)
+    return sum(rest[run].sum() for run in ran)
 
 
-@pytest.mark.parametrize("cap", [1.0, 0.5])
+@pytest.mark.parametrize("cap", [math.inf, 1.2, 0.5])
 def test_by_policy_computes_only_what_it_counts(network, images, cap):
     """Nothing is computed for a channel that is off: an independent count finds the same."""
     outcome, counted = _counted(lambda: by_policy(network, images, PREPROCESSING, 0.3, cap))
     assert len(np.unique(outcome.widths, axis=0)) >= 3
-    assert counted == _chosen(network, outcome.widths)
+    spent = (outcome.fraction * network.table.full).sum()
+    assert counted == pytest.approx(spent - _rest(network, outcome), abs=0.5)
     assert counted < 0.8 * network.table.full * len(images)
-    macs = path_macs(outcome.widths, network.table, agent=True)
-    np.testing.assert_allclose(outcome.fraction * network.table.full, macs)
-    assert cap == 1.0 or outcome.fraction.max() <= cap
+    assert outcome.fraction.max() <= cap
+    # An agent on the way adds little; one that runs whole paths may run several.
+    assert outcome.fraction.max() > 1.2 or cap < math.inf or not network.table.looks
+
+
+def test_by_policy_without_a_cap_is_the_same_as_with_an_infinite_one(network, images):
+    one, other = (by_policy(network, images, PREPROCESSING, 0.3, *c) for c in ((), (math.inf,)))
+    assert np.array_equal(one.fraction, other.fraction)
+    assert np.array_equal(one.logits, other.logits)
 
 
 def test_by_policy_higher_penalty_spends_less(network, images):

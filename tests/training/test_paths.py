@@ -53,7 +53,7 @@ def test_narrowing_goes_from_whole_to_narrowest_by_a_group_of_a_layer(backbone, 
     found = narrowing(folded(lively_network(backbone)), images, PREPROCESSING, PLAIN)
     assert found[0] == (3,) * backbone.n_layers
     assert found[-1] == (1,) * backbone.n_layers
-    check_paths(backbone, AgentConfig("paths", paths=(found[-1], *found[:-1])))
+    check_paths(backbone, AgentConfig("paths", paths=tuple(reversed(found))))
     free = [i for i in range(backbone.n_layers) if not backbone.tied(i)]
     for wider, narrower in pairwise(found):
         steps = [wider[i] - narrower[i] for i in free]
@@ -91,51 +91,76 @@ BACKBONE = backbones.build("mcifarnet", 10)
 CHAIN = [tuple(min(4, max(1, 4 + 3 * layer - step)) for layer in range(8)) for step in range(25)]
 
 
-def _macs(agent):
-    """MACs of the agent's paths, with the glance and its choice."""
-    return path_macs(np.array(agent.paths), mac_table(BACKBONE, agent), agent=True)
+def _looks(agent):
+    """MACs of the agent's paths, each with the decision after it."""
+    return np.array(mac_table(BACKBONE, agent).looks)
 
 
+@pytest.mark.parametrize("looks", [0, 1])
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_choose_takes_the_narrowest_and_as_many_others_as_asked(count):
-    agent = choose(BACKBONE, CHAIN, count, 64)
-    assert (agent.form, agent.hidden, len(agent.paths)) == ("paths", 64, count + 1)
+def test_choose_takes_the_narrowest_the_whole_and_as_many_between_as_asked(count, looks):
+    agent = choose(BACKBONE, CHAIN, count, 64, looks)
+    assert (agent.form, agent.hidden, agent.looks) == ("paths", 64, looks)
+    assert len(agent.paths) == count + 2
     assert agent.paths[0] == (1,) * 8
+    assert agent.paths[-1] == (4,) * 8
+    assert len(set(agent.paths)) == len(agent.paths)
     assert set(agent.paths) <= set(CHAIN)
-    assert (np.diff(_macs(agent)) > 0).all()
+    check_paths(BACKBONE, agent)
+    assert (np.diff(_looks(agent)) > 0).all()
 
 
+@pytest.mark.parametrize("looks", [0, 1, 2])
 @pytest.mark.parametrize("count", [1, 6])
-def test_choose_dearest_is_the_last_that_fits_after_a_glance(count):
-    agent = choose(BACKBONE, CHAIN, count, 64)
-    table = mac_table(BACKBONE, agent)
-    dearer = CHAIN[CHAIN.index(agent.paths[-1]) - 1]
-    assert _macs(agent)[-1] <= table.full
-    assert path_macs(np.array([dearer]), table, agent=True)[0] > table.full
+def test_choose_dearest_between_is_the_last_that_fits_after_the_narrowest(count, looks):
+    agent = choose(BACKBONE, CHAIN, count, 64, looks)
+    first, *_, dearest, full = _looks(agent)
+    dearer = CHAIN[CHAIN.index(agent.paths[-2]) - 1]
+    assert first + dearest <= full
     assert dearer != CHAIN[0]
+    swapped = replace(agent, paths=(*agent.paths[:-2], dearer, agent.paths[-1]))
+    assert first + _looks(swapped)[-2] > full
 
 
-def test_choose_others_are_evenly_spaced_in_the_logarithm_of_compute():
-    agent = choose(BACKBONE, CHAIN, 4, 64)
+@pytest.mark.parametrize("hidden", [16, 64, 200, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_choose_of_any_chain_fits_the_dearest_between_and_ends_with_the_whole_once(seed, hidden):
+    rng, path, chain = np.random.default_rng(seed), [4] * 8, [(4,) * 8]
+    while max(path) > 1:
+        layer = rng.choice(np.flatnonzero(np.array(path) > 1))
+        path[layer] -= 1
+        chain.append(tuple(path))
+    for count in (1, 3, 10, 40):
+        agent = choose(BACKBONE, chain, count, hidden, 0)
+        macs = _looks(agent)
+        assert macs[0] + macs[-2] <= macs[-1] or len(macs) == 2
+        assert [set(p) == {4} for p in agent.paths] == [False] * (len(macs) - 1) + [True]
+        assert len(set(agent.paths)) == len(agent.paths) <= count + 2
+
+
+def test_choose_between_are_evenly_spaced_in_the_logarithm_of_compute():
+    agent = choose(BACKBONE, CHAIN, 4, 64, 0)
     table = mac_table(BACKBONE, agent)
-    costs = np.array([table.glance, *(_macs(agent)[1:] - table.glance)])
-    steps = np.diff(np.log(costs))
+    steps = np.diff(np.log(table.looks[:-1]))
     coarse = -np.diff(np.log(path_macs(np.array(CHAIN), table, agent=False)))
     assert np.abs(steps - steps.mean()).max() <= coarse.max()
 
 
 def test_choose_of_a_short_chain_takes_all_that_fit():
-    short = [CHAIN[i] for i in (0, 8, 16, 24)]
-    agent = choose(BACKBONE, short, 10, 64)
-    assert agent.paths == tuple(short[:0:-1])
+    short = [CHAIN[i] for i in (0, 1, 8, 16, 24)]
+    agent = choose(BACKBONE, short, 10, 64, 0)
+    # After the narrowest, all but the first group of the first layer is too much.
+    assert agent.paths == (*short[:1:-1], short[0])
 
 
-@pytest.mark.parametrize(("groups", "hidden"), [(1, 64), (4, 20_000)])
-def test_choose_without_a_path_that_fits_says_so(groups, hidden):
-    backbone = replace(BACKBONE, groups=groups)
-    wider = [path for path in CHAIN if groups > 1 and path != (1,) * 8]
-    with pytest.raises(ConfigError, match=rf"agent\.hidden is {hidden}.*groups is {groups}"):
-        choose(backbone, [*wider, (1,) * 8], 6, hidden)
+@pytest.mark.parametrize("chain", [[CHAIN[0], CHAIN[-1]], [CHAIN[0], CHAIN[1], CHAIN[-1]]])
+def test_choose_where_nothing_between_fits_leaves_the_narrowest_and_the_whole(chain):
+    assert choose(BACKBONE, chain, 6, 64, 0).paths == (CHAIN[-1], CHAIN[0])
+
+
+def test_choose_where_a_look_is_no_cheaper_than_the_full_network_says_so():
+    with pytest.raises(ConfigError, match=r"setting agent\.hidden is 20000, make it less"):
+        choose(BACKBONE, CHAIN, 6, 20_000, 0)
 
 
 # The stage
@@ -144,8 +169,9 @@ def test_choose_without_a_path_that_fits_says_so(groups, hidden):
 def test_find_looks_at_held_out_images_only_and_once(tmp_path, monkeypatch):
     run = tiny_run(tmp_path)
     found = find(replace(run, train=None), lively_network(run.backbone))
-    assert len(found.paths) == run.config.paths.count + 1
-    assert found.hidden == run.config.agent.hidden
+    assert len(found.paths) == run.config.paths.count + 2
+    assert (found.hidden, found.looks) == (run.config.agent.hidden, run.config.agent.looks)
+    assert found.paths[-1] == (4,) * 8
     monkeypatch.setattr(paths, "narrowing", None)
     assert find(run, lively_network(run.backbone, seed=1)) == found
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import backbones
 from models.bundle import read_bundle
 from models.network import Network
 from models.weights import trainable
@@ -86,12 +87,46 @@ def test_network_for_other_classes_keeps_the_features_alone(bundle):
     assert not torch.equal(same_number.head[0].weight, kept.head[0].weight)
 
 
-@pytest.mark.parametrize("change", [{"image_size": 16}, {"groups": 2}])
+@pytest.mark.parametrize("labels", [tuple(COLOURS), ("a", "b", "c")])
+def test_network_for_another_image_size_keeps_the_weights(bundle, labels):
+    backbone = replace(bundle.card.backbone, image_size=20)
+    network = network_from(bundle, backbone, labels)
+    kept = trainable(bundle.card.backbone, bundle.tensors)
+    assert network.backbone == backbone
+    assert network.table.full > 2 * kept.table.full
+    for (name, value), other in zip(
+        network.convs.state_dict().items(), kept.convs.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+    same = torch.equal(network.head[0].weight, kept.head[0].weight)
+    assert same == (labels == tuple(bundle.card.labels))
+    assert network(torch.zeros(1, 3, 20, 20), [4] * backbone.n_layers).shape == (1, 3)
+
+
+def test_begin_with_larger_images_answers_as_the_bundles_weights_do_on_them(
+    fitted, bundle, paths, tmp_path
+):
+    run = tiny_run(tmp_path, backbone={"pretrained": str(fitted / "bundle")})
+    large = replace(run, backbone=replace(run.backbone, image_size=20))
+    large = replace(
+        large,
+        preprocessing=replace(run.preprocessing, size=20, resize=20),
+        train=replace(run.train, pixels=run.train.pixels.repeat(2, 1).repeat(2, 2)[:, :20, :20]),
+    )
+    images = torch.randn(9, 3, 20, 20)
+    expected = logits(trainable(large.backbone, bundle.tensors).eval(), images, paths)
+    found = logits(begin(large).eval(), images, paths)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"width": 0.5}, {"groups": 2}])
 def test_start_of_another_backbone_is_refused(run, change):
     backbone = Network(run.backbone).backbone
-    _check_start(run.config, backbone)
+    for alike in (backbone, replace(backbone, image_size=16), replace(backbone, linears=(5,))):
+        _check_start(run.config, alike)
+    other = backbones.build(**{"name": "mcifarnet", "classes": 3, "width": 0.125, **change})
     with pytest.raises(ConfigError, match=r"has another backbone: set backbone\.name, \.width"):
-        _check_start(run.config, replace(backbone, **change))
+        _check_start(run.config, other)
 
 
 def test_fit_from_a_bundle_keeps_its_paths_and_tells_its_past(

@@ -12,7 +12,7 @@ from training.__main__ import main
 from training.data import load_test
 from training.errors import ConfigError
 from training.evaluation import at_budget, network_of
-from training.report import focus_of, samples, some
+from training.report import focus_of, learnt, samples, some
 
 
 @pytest.fixture
@@ -47,6 +47,28 @@ def test_report_writes_a_page_that_shows_all_pictures(flags, fitted, pictures, t
     assert f"{ours.accuracy:.2%}" in page
     assert ours.fraction[numbers["cheapest"][0]] == ours.fraction.min()
     assert ours.fraction[numbers["dearest"][0]] == ours.fraction.max()
+
+
+def test_report_with_a_runs_log_also_shows_how_its_agent_learnt(flags, fitted, tmp_path):
+    log = fitted / "work" / "log.jsonl"
+    assert main([*flags, "--images", "8", "--log", str(log)]) == 0
+    folder = tmp_path / "report"
+    assert "![How the agent learnt](learning.png)" in (folder / "report.md").read_text()
+    assert (folder / "learning.png").read_bytes().startswith(b"\x89PNG")
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    wanted = [r for r in records if r["stage"] == "agent" and "reward" in r]
+    assert learnt(log) == wanted
+    assert wanted
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stage": "finetune", "step": 1, "loss": 2}'])
+def test_report_with_a_log_of_no_agent_is_refused_at_once(text, flags, tmp_path, capsys):
+    log = tmp_path / "log.jsonl"
+    log.write_text(text)
+    assert main([*flags, "--log", str(log)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--log {log}" in line
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

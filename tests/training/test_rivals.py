@@ -14,7 +14,7 @@ from training import rivals
 from training.calibration import calibrate
 from training.evaluation import at_budget
 from training.measure import Outcome, along
-from training.rivals import cascade, measure, mixture, random_paths, uniform_path
+from training.rivals import cascade, cascade_of_three, measure, mixture, random_paths, uniform_path
 
 
 def _outcome(fraction, accuracy, images=100):
@@ -99,6 +99,25 @@ def test_cascade_takes_the_second_path_that_does_best():
     assert cascade([first, good], [first, poor], 0.4) == pytest.approx(0.3 / 0.6)
 
 
+def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
+    first, third = _always(0.1, False), _always(1.0, True)
+    # The second is right about half of the images, and those it is sure of.
+    logits = np.zeros((40, 3), np.float32)
+    logits[::2, 0] = 9
+    second = Outcome(first.widths, np.arange(40) % 2 == 0, np.full(40, 0.2), logits)
+    # All go on to the second and the other half to the third: 0.1 + 0.2 + 0.5.
+    assert cascade_of_three([first, third], [first, second], 0.8) == 1.0
+    # By one step alone no more than 70 % could go to the third.
+    assert cascade([first, third], [first, second], 0.8) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("fraction", np.linspace(0.1, 1.3, 13))
+def test_cascade_of_three_is_no_worse_than_a_cascade_of_two(fraction):
+    uniform = [_answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)]
+    found = cascade_of_three(uniform, [], fraction)
+    assert found >= cascade(uniform, [], fraction)
+
+
 # Paths
 
 
@@ -158,7 +177,9 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
     (row,) = measure(card, network, IMAGES, [budget], seed=0)
     ours = at_budget(network, card, IMAGES, budget)
     assert (row.budget, row.fraction) == (budget, ours.mean_fraction)
-    assert list(row.accuracy) == ["ours", "cascade", "fixed", "uniform", "random", "shuffled"]
+    assert list(row.accuracy) == [
+        "ours", "cascade", "cascade of 3", "fixed", "uniform", "random", "shuffled",
+    ]  # fmt: skip
     assert row.accuracy["ours"] == ours.accuracy
     assert row.paths == len({tuple(path) for path in ours.widths.tolist()}) >= 3
 

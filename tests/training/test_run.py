@@ -23,9 +23,9 @@ def plain_state(classes=3):
 def opened(pictures, tmp_path):
     """Opens a run on a folder of pictures, with sections of settings."""
 
-    def run(data=None, supernet=None):
+    def run(data=None, supernet=None, **changes):
         data = {"source": str(pictures), "cache": str(tmp_path / "cache"), **(data or {})}
-        backbone = {"width": 0.125, "image_size": SIZE}
+        backbone = {"width": 0.125, "image_size": SIZE, **changes}
         places = {"out": str(tmp_path / "bundle"), "work": str(tmp_path / "work")}
         config = from_dict(
             {"data": data, "backbone": backbone, "supernet": supernet or {}, **places}
@@ -57,6 +57,36 @@ def test_open_with_resize_and_crop_serves_the_centre_and_trains_on_more(opened):
 def test_open_resize_below_the_input_size_raises(opened):
     with pytest.raises(ConfigError, match=rf"data\.resize is 8, but .* {SIZE} × {SIZE} pixels"):
         opened({"resize": 8})
+
+
+def test_open_crop_size_without_crops_raises(opened):
+    with pytest.raises(ConfigError, match=r"supernet\.crop_size is 8, but without random crops"):
+        opened(supernet={"crop_size": 8})
+
+
+def test_open_cutmix_beyond_a_share_raises(opened):
+    with pytest.raises(ConfigError, match=r"supernet\.cutmix is 1\.5: it must be a share"):
+        opened(supernet={"cutmix": 1.5})
+
+
+def test_batches_are_as_large_as_served_unless_the_settings_may_say_otherwise(opened):
+    run = opened(supernet={"crop": 0.5, "crop_size": SIZE - 4})
+    for as_served, side in ((True, SIZE), (False, SIZE - 4)):
+        for batch in run.batches(8, as_served=as_served).epoch(0):
+            assert batch.images.shape == (8, 3, side, side)
+    assert next(run.batches(8).epoch(0)).images.shape == (8, 3, SIZE, SIZE)
+
+
+def test_open_from_a_bundle_of_another_image_size_is_allowed(opened, fitted):
+    run = opened(image_size=SIZE + 4, pretrained=str(fitted / "bundle"))
+    assert run.start.card.backbone.image_size == SIZE
+    assert run.backbone.image_size == run.preprocessing.size == SIZE + 4
+
+
+@pytest.mark.parametrize("changes", [{"width": 0.25}, {"groups": 2}])
+def test_open_from_a_bundle_of_another_backbone_raises(opened, fitted, changes):
+    with pytest.raises(ConfigError, match=r"has another backbone: set backbone\.name, \.width"):
+        opened(pretrained=str(fitted / "bundle"), **changes)
 
 
 def test_network_of_pretrained_weights_starts_from_them(tmp_path):

@@ -13,7 +13,7 @@ from models.compute import path_macs
 from models.config import AgentConfig
 from models.network import Network
 from tests.models.support import small_backbone, stream_backbone
-from tests.training.support import PREPROCESSING, chain, coloured, lively_network, tiny_run
+from tests.training.support import PREPROCESSING, SIZE, chain, coloured, lively_network, tiny_run
 from training.batches import Batches, generator
 from training.supernet import (
     MAX_GRADIENT_NORM,
@@ -22,6 +22,7 @@ from training.supernet import (
     draw_path,
     draw_paths,
     learning_rate,
+    mixed,
     recalibrate,
     sandwich,
     sgd,
@@ -214,3 +215,44 @@ def test_train_done_stage_gives_its_backbone_to_a_network_with_any_agent(tmp_pat
         if not name.startswith("agent."):
             assert torch.equal(other.state_dict()[name], value), name
     assert all(torch.equal(p, agent[n]) for n, p in other.agent.state_dict().items())
+
+
+def test_train_on_small_crops_measures_the_statistics_on_images_as_large_as_served(tmp_path):
+    supernet = {"epochs": 2, "crop": 0.5, "crop_size": 8}
+    run = tiny_run(tmp_path, supernet=supernet)
+    network, sides = run.network(), []
+    network.convs[0].register_forward_hook(
+        lambda _conv, inputs, _y: sides.append((inputs[0].shape[-1], torch.is_grad_enabled()))
+    )
+    train(run, network)
+    assert {side for side, learning in sides if learning} == {8}
+    assert {side for side, learning in sides if not learning} == {SIZE}
+    assert sides == sorted(sides)  # the statistics come last
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (1.0, 200, 200), (0.4, 50, 110)])
+def test_mixed_batches_are_as_many_as_set(tmp_path, share, low, high):
+    run = tiny_run(tmp_path, supernet={"cutmix": share})
+    batch = next(run.batches(16).epoch(0))
+    before, count = batch.images.clone(), 0
+    for step in range(200):
+        images, targets = mixed(run, batch._replace(images=before.clone()), generator(0, step))
+        count += targets.ndim == 2
+        if targets.ndim == 1:
+            assert torch.equal(images, before)
+            assert torch.equal(targets, batch.labels)
+        else:
+            torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
+    assert low <= count <= high
+
+
+def test_backward_of_targets_that_are_sure_equals_that_of_labels(network, batch):
+    network.eval()
+    images, labels = batch
+    paths, options = [[4, 4, 4, 4], [1, 1, 1, 1]], {"smoothing": 0.1, "autocast": nullcontext()}
+    loss, right, _ = backward(network, images, labels, paths, **options)
+    expected = _gradients(network)
+    network.zero_grad()
+    again, same, _ = backward(network, images, F.one_hot(labels, 3).float(), paths, **options)
+    assert (again, same) == (pytest.approx(loss), right)
+    torch.testing.assert_close(_gradients(network), expected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from models.bundle import Bundle
-from models.compute import MacTable, cap_macs, path_macs, path_price, price
-from models.config import GLANCE_LEAST_LOG, GLANCE_TOP, PENALTY_MIDPOINT, ConvConfig
+from models.compute import MacTable, price
+from models.config import LOOK_LEAST_LOG, LOOK_TOP, PENALTY_MIDPOINT, ConvConfig
 
 
 class MaskedNetwork:
@@ -17,38 +17,59 @@ class MaskedNetwork:
         self.tensors = {k: v.astype(np.float64) for k, v in bundle.tensors.items()}
         self.table: MacTable = bundle.card.table()
         self.rests: dict[tuple[int, ...], int] = {}
+        self.costs: dict[int, int] = {}
 
     def run(
         self, image: np.ndarray, penalty: float, cap: float
     ) -> tuple[np.ndarray, list[int], int]:
         """Logits, widths and the MACs of what is not zero."""
-        limit = int(cap_macs(cap, self.table.full))
+        limit = cap * self.table.full
         if penalty == 0 and cap >= 1:
             path = [self.config.groups] * self.config.n_layers
             logits, _, spent = self.along(image, path)
             return logits, path, spent
         if self.agent.form == "paths":
-            return self.by_path(image, penalty, limit)
+            logits, ran, spent = self.by_looks(image, penalty, limit)
+            return logits, list(self.agent.paths[ran[-1]]), spent
         return self.by_layer(image, penalty, limit)
 
-    def by_path(
-        self, image: np.ndarray, penalty: float, limit: int
+    def by_looks(
+        self, image: np.ndarray, penalty: float, limit: float
     ) -> tuple[np.ndarray, list[int], int]:
-        """As `run`: a glance, and perhaps another path after it."""
-        paths = np.array(self.agent.paths)
-        logits, end, spent = self.along(image, paths[0].tolist())
-        gain, macs = self.gain(logits, end)
-        spent += macs
-        values = np.append(0, gain) - penalty * path_price(self.table, paths)
-        allowed = path_macs(paths, self.table, agent=True) <= limit
-        chosen = int(np.argmax(np.where(allowed | (np.arange(len(paths)) == 0), values, -np.inf)))
-        if chosen:
-            logits, _, macs = self.along(image, paths[chosen].tolist())
+        """As `run`, but the numbers of all paths run: one after another, until the agent stops."""
+        ran, spent = [0], 0
+        while True:
+            here = ran[-1]
+            logits, end, macs = self.along(image, list(self.agent.paths[here]))
             spent += macs
-        return logits, paths[chosen].tolist(), spent
+            if here >= self.agent.deciding:
+                return logits, ran, spent
+            gains, macs = self.gains(here, logits, end, penalty)
+            spent += macs
+            best, most = here, 0.0
+            for later, gain in enumerate(gains, start=here + 1):
+                cost = self.cost(later)
+                value = gain - penalty * cost / self.table.full
+                if value > most and spent + cost <= limit:
+                    best, most = later, value
+            if best == here:
+                return logits, ran, spent
+            ran.append(best)
+
+    def cost(self, number: int) -> int:
+        """MACs of one of the agent's paths and of the decision after it: what running it gives."""
+        if number not in self.costs:
+            size = self.config.image_size
+            logits, end, macs = self.along(
+                np.zeros((3, size, size)), list(self.agent.paths[number])
+            )
+            if number < self.agent.deciding:
+                macs += self.gains(number, logits, end, 0)[1]
+            self.costs[number] = macs
+        return self.costs[number]
 
     def by_layer(
-        self, image: np.ndarray, penalty: float, limit: int
+        self, image: np.ndarray, penalty: float, limit: float
     ) -> tuple[np.ndarray, list[int], int]:
         """As `run`: one width after another."""
         k, config, spent = self.config.groups, self.config, 0
@@ -136,17 +157,20 @@ class MaskedNetwork:
         y[computed:] = 0
         return y, len(x) * before // k * computed * shape.kernel**2 * y[0].size
 
-    def gain(self, logits: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, int]:
-        """Gains of the paths but the first, and the MACs spent on them."""
+    def gains(
+        self, look: int, logits: np.ndarray, end: np.ndarray, penalty: float
+    ) -> tuple[np.ndarray, int]:
+        """Gains of the paths after `look`, and the MACs spent on them."""
         shares = np.maximum(np.exp(logits - logits.max()), 1e-300)
-        logs = np.maximum(np.log(shares / shares.sum()), GLANCE_LEAST_LOG)
-        logs = np.append(logs, np.sort(logs)[::-1][:GLANCE_TOP])
-        active = self.config.in_channels(self.config.n_layers, 1)
-        x, macs = np.concatenate([np.exp(logs), logs, end[:active].mean((1, 2))]), 0
-        for name in ("hidden.0", "hidden.1", "gain"):
-            weight = self.tensors[f"agent.{name}.weight"]
-            x, macs = weight @ x + self.tensors[f"agent.{name}.bias"], macs + weight.size
-            x = x if name == "gain" else np.maximum(x, 0)
+        logs = np.maximum(np.log(shares / shares.sum()), LOOK_LEAST_LOG)
+        logs = np.append(logs, np.sort(logs)[::-1][:LOOK_TOP])
+        active = len(end) * self.agent.paths[look][-1] // self.config.groups
+        told = max(penalty, 0) / (max(penalty, 0) + PENALTY_MIDPOINT)
+        x, macs = np.concatenate([np.exp(logs), logs, end[:active].mean((1, 2)), [told]]), 0
+        for layer in range(3):
+            weight = self.tensors[f"agent.looks.{look}.{layer}.weight"]
+            x = weight @ x + self.tensors[f"agent.looks.{look}.{layer}.bias"]
+            x, macs = np.maximum(x, 0) if layer < 2 else x, macs + weight.size
         return x, macs
 
     def values(

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from models.bundle import Bundle, CalibrationPoint, Card, tensor_shapes
-from models.compute import path_macs
+from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig
 from models.preprocess import Preprocessing
 from service.engines.base import Result
 from tests.service.engines.masked import MaskedNetwork
 
 
-def agent_of(form: str, backbone: BackboneConfig) -> AgentConfig:
+def agent_of(form: str, backbone: BackboneConfig, looks: int = 0) -> AgentConfig:
     if form == "paths":
-        return AgentConfig(form, hidden=12, paths=some_paths(backbone))
+        return AgentConfig(form, hidden=12, paths=some_paths(backbone), looks=looks)
     return AgentConfig(form, encoding=24, hidden=24)
 
 
 def some_paths(backbone: BackboneConfig) -> tuple[tuple[int, ...], ...]:
-    """The narrowest path, the whole one, and alternating and random ones between."""
+    """The narrowest, alternating and random ones, and the whole, by rising MACs."""
     k, n_layers = backbone.groups, backbone.n_layers
     rng = np.random.default_rng(0)
     free = [[odd, even] * n_layers for odd, even in itertools.product((1, k), repeat=2)]
     free += rng.integers(1, k + 1, (4, 2 * n_layers)).tolist()
-    return tuple(dict.fromkeys(path_of(backbone, widths) for widths in free))
+    paths = [path_of(backbone, widths) for widths in free]
+    macs = path_macs(np.array(paths), mac_table(backbone, AgentConfig()), agent=False)
+    # Of two that cost the same, one is enough.
+    by_macs = dict(zip(macs.tolist(), paths, strict=True))
+    return tuple(by_macs[spent] for spent in sorted(by_macs))
 
 
 def path_of(backbone: BackboneConfig, widths: Iterable[int]) -> tuple[int, ...]:
@@ -39,9 +44,9 @@ def path_of(backbone: BackboneConfig, widths: Iterable[int]) -> tuple[int, ...]:
     return tuple(path)
 
 
-def random_bundle(backbone: BackboneConfig, form: str, seed: int = 0) -> Bundle:
+def random_bundle(backbone: BackboneConfig, form: str, seed: int = 0, looks: int = 0) -> Bundle:
     """A bundle whose agent takes different paths for different images."""
-    rng, agent = np.random.default_rng(seed), agent_of(form, backbone)
+    rng, agent = np.random.default_rng(seed), agent_of(form, backbone, looks)
     tensors = {}
     for name, shape in tensor_shapes(backbone, agent).items():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1
@@ -73,14 +78,17 @@ def random_bundle(backbone: BackboneConfig, form: str, seed: int = 0) -> Bundle:
 
 def spread_gains(bundle: Bundle) -> None:
     """Let what the agent expects differ among images, by about as much as paths do in price."""
-    network, narrowest = MaskedNetwork(bundle), list(bundle.card.agent.paths[0])
-    glances = [network.along(x, narrowest) for x in random_images(bundle.card.backbone, 8, seed=2)]
-    gains = np.array([network.gain(logits, end)[0] for logits, end, _ in glances])
-    weight, bias = bundle.tensors["agent.gain.weight"], bundle.tensors["agent.gain.bias"]
-    bias -= gains.mean(axis=0)
-    scale = 0.5 / gains.std(axis=0)
-    weight *= scale[:, None].astype(np.float32)
-    bias *= scale
+    network, images = MaskedNetwork(bundle), random_images(bundle.card.backbone, 8, seed=2)
+    for look in range(bundle.card.agent.deciding):
+        found = [network.along(x, list(bundle.card.agent.paths[look])) for x in images]
+        gains = np.array([network.gains(look, logits, end, 0.3)[0] for logits, end, _ in found])
+        weight, bias = (
+            bundle.tensors[f"agent.looks.{look}.2.{part}"] for part in ("weight", "bias")
+        )
+        bias -= gains.mean(axis=0)
+        scale = 0.5 / gains.std(axis=0)
+        weight *= scale[:, None].astype(np.float32)
+        bias *= scale
 
 
 def random_images(backbone: BackboneConfig, n: int, seed: int = 1) -> np.ndarray:
@@ -91,15 +99,18 @@ def random_images(backbone: BackboneConfig, n: int, seed: int = 1) -> np.ndarray
 
 
 def most(bundle: Bundle) -> float:
-    """The cap that allows any path."""
+    """The cap that allows any path, and all of them one after another."""
     table, n_layers = bundle.card.table(), bundle.card.backbone.n_layers
+    if table.looks:
+        return sum(table.looks) / table.full
     return float(path_macs(np.full((1, n_layers), table.groups), table, agent=True)[0] / table.full)
 
 
 def mixed_rows(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, penalties and caps of all kinds, plain rows among the others."""
-    penalty = np.tile(np.float32([0.3, 0, 1, 0.02, -0.5, 4]), 6)
-    cap = np.maximum(np.repeat([1, 0.8, most(bundle), 0.6], 9), bundle.card.min_cap)
+    penalty = np.tile(np.float32([0.3, 0, 1, 0.02, -0.5, 4]), 7)
+    cap = np.repeat([1, 0.8, most(bundle), 0.6, 1.3, math.inf], 7)
+    cap = np.maximum(cap, bundle.card.min_cap)
     return random_images(bundle.card.backbone, len(cap)), penalty, cap
 
 

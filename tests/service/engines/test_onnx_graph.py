@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -140,20 +141,63 @@ def test_engine_each_path_is_chosen_where_the_cap_allows_no_dearer(
 ) -> None:
     bundle = random_bundle(backbone, "paths")
     table, paths = bundle.card.table(), np.array(bundle.card.agent.paths)
-    macs = path_macs(paths, table, agent=True)
+    first, *others = table.looks
+    macs = np.array([first, *(first + more for more in others)])
     rows = random_images(backbone, len(paths)), np.full(len(paths), -1e3, np.float32)
     widths = check_agreement(bundle, *rows, (macs + 0.5) / table.full)
     np.testing.assert_array_equal(widths, paths)
-    # One MAC less, and only the glance is left where it was.
+    # One MAC less, and only the first look is left where it was.
     widths = check_agreement(bundle, *rows, (macs - 0.5) / table.full)
     assert (widths != paths).any(axis=1).tolist() == [False] + [True] * (len(paths) - 1)
 
 
-def test_engine_glance_of_sure_answers_agrees() -> None:
+@pytest.mark.parametrize("cap", [0.7, 1.0, 1.6, math.inf])
+@pytest.mark.parametrize("looks", [0, 1, 2])
+@pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL, EXACT, PADDED], ids=lambda b: b.name)
+def test_engine_runs_path_after_path_as_the_masked_network(
+    backbone: BackboneConfig, looks: int, cap: float
+) -> None:
+    bundle, n = random_bundle(backbone, "paths", looks=looks), 24
+    penalty = np.geomspace(0.05, 2, n).astype(np.float32)
+    rows = random_images(backbone, n, seed=2), penalty, np.full(n, cap)
+    widths = check_agreement(bundle, *rows)
+    network, table = MaskedNetwork(bundle), bundle.card.table()
+    limit = cap * table.full
+    runs = [network.by_looks(image, float(p), limit)[1] for image, p, _ in zip(*rows, strict=True)]
+    assert widths.tolist() == [list(bundle.card.agent.paths[run[-1]]) for run in runs]
+    lengths, spent = set(map(len, runs)), OnnxEngine(bundle, threads=1).run(*rows).macs
+    assert spent.tolist() == [sum(table.looks[number] for number in run) for run in runs]
+    assert (spent <= cap * table.full).all()
+    if cap < math.inf:
+        return
+    # Without a limit some run three paths or more, or, where only the first decides, none do.
+    assert {1, 2} <= lengths
+    assert max(lengths) == 2 if looks == 1 else max(lengths) > 2
+    assert looks or spent.max() > table.full
+
+
+def test_engine_tells_the_agent_the_penalty() -> None:
+    bundle = random_bundle(CHAIN, "paths")
+    for name in bundle.tensors:
+        if name.startswith("agent."):
+            bundle.tensors[name][:] = 0
+    # Of all features only the penalty counts: from 0.2 on, which is told as 0.5, all is to gain.
+    bundle.tensors["agent.looks.0.0.weight"][0, -1] = 1000
+    bundle.tensors["agent.looks.0.0.bias"][0] = -499.9
+    bundle.tensors["agent.looks.0.1.weight"][0, 0] = 1000
+    bundle.tensors["agent.looks.0.2.weight"][-1, 0] = 1000
+    penalty = np.float32([-1e-6, 0, 0.1, 0.199, 0.201, 1, 50])
+    n = len(penalty)
+    widths = check_agreement(bundle, random_images(CHAIN, n), penalty, np.full(n, np.inf))
+    # The penalty 0 asks no agent, and below it the agent is paid to go on.
+    assert [row[0] == 4 for row in widths.tolist()] == [True, True, False, False, True, True, True]
+
+
+def test_engine_looks_of_sure_answers_agree() -> None:
     bundle = random_bundle(RESIDUAL, "paths")
     bundle.tensors["head.0.weight"] *= 40
     spread_gains(bundle)
-    rows = random_images(RESIDUAL, 16), np.full(16, 0.3, np.float32), np.ones(16)
+    rows = random_images(RESIDUAL, 16), np.full(16, 0.3, np.float32), np.full(16, np.inf)
     widths = check_agreement(bundle, *rows)
     assert len(np.unique(widths, axis=0)) >= 2
 

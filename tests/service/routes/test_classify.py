@@ -36,7 +36,7 @@ def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, ca
     assert response.status_code == 200
     body = response.json()
     table, widths = card.table(), list(PATHS[1])
-    macs = int(path_macs(np.array([widths]), table, agent=True)[0])
+    macs = table.looks[0] + table.looks[1]
     predictions, timing = body.pop("predictions"), body.pop("timing_ms")
     assert body == {
         "model": "tiny",
@@ -73,6 +73,32 @@ def test_classify_budget_one_with_a_cap_consults_the_agent(client: httpx.Client)
     compute = client.post("/classify?budget=1&cap=0.4", content=png()).json()["compute"]
     assert compute["fraction"] <= 0.4
     assert compute["agent_macs"] > 0
+
+
+def test_classify_without_a_cap_says_so_and_may_spend_more_than_the_full_network(
+    client: httpx.Client, card: Card
+) -> None:
+    body = client.post("/classify?budget=0.9", content=png()).json()
+    assert "cap" in body
+    assert body["cap"] is None
+    table, compute = card.table(), body["compute"]
+    assert compute["macs"] == table.looks[0] + table.full
+    assert compute["fraction"] > 1
+    assert (compute["agent_macs"], compute["widths"]) == (table.looks[0], [4, 4, 4])
+
+
+def test_classify_with_a_cap_of_one_spends_no_more_than_the_full_network(
+    client: httpx.Client,
+) -> None:
+    body = client.post("/classify?budget=0.9&cap=1", content=png()).json()
+    assert body["cap"] == 1
+    assert body["compute"]["fraction"] <= 1
+
+
+def test_classify_multipart_without_a_cap_has_none_in_each_result(client: httpx.Client) -> None:
+    results = client.post("/classify?budget=0.9", files=files(png(), png())).json()["results"]
+    assert [result["cap"] for result in results] == [None, None]
+    assert all(result["compute"]["fraction"] > 1 for result in results)
 
 
 def test_classify_no_budget_takes_the_one_in_force(client: httpx.Client) -> None:
