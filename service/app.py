@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.engines.base import Engine
 from service.middleware import Observer
-from service.routes import budget, classify, docs, models, operations
+from service.routes import budget, classify, docs, models, operations, v2
 from service.routes.errors import add_error_handlers
 from service.settings import Settings, load_settings
 from service.state import Service
@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     app.state.service = service
-    routers = [part.router for part in (classify, budget, models, operations, docs)]
+    routers = [part.router for part in (classify, budget, models, v2, operations, docs)]
     for router in routers:
         app.include_router(router)
     docs.mount_static(app)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from models.compute import FLOPS_PER_MAC, MacTable, path_macs
 from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import ServiceError, from_image_error
+from service.ranking import probabilities, ranking
 from service.registry import Limits, ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
 from service.state import Service
@@ -42,6 +42,14 @@ def resolve(service: Service, query: ClassifyQuery, request_id: str, started: fl
     return Call(model, model.limits(budget, query.cap), query.top_k, request_id, started)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What became of one image; `decode_s` is 0 if it came preprocessed."""
+
+    answer: Answer
+    decode_s: float
+
+
 async def classify(
     service: Service, call: Call, contents: list[bytes]
 ) -> list[Classification | ServiceError]:
@@ -50,31 +58,48 @@ async def classify(
     Raises:
         ServiceError: the queue has not enough places for all, or the service is stopping.
     """
-    with call.model.batcher.reserve(len(contents)) as places:
-        if len(contents) == 1:
-            return [await _classify_one(service, call, contents[0], places)]
+    return [
+        result if isinstance(result, ServiceError) else _classification(call, result)
+        for result in await answer_images(service, call, contents)
+    ]
+
+
+async def answer_images(
+    service: Service, call: Call, images: Sequence[bytes | Floats]
+) -> list[Answered | ServiceError]:
+    """Run image files, or (3, H, W) preprocessed arrays, in order; see `classify` for errors."""
+    with call.model.batcher.reserve(len(images)) as places:
+        if len(images) == 1:
+            return [await _answer_one(service, call, images[0], places)]
         return await asyncio.gather(
-            *(_classify_one(service, call, content, places) for content in contents)
+            *(_answer_one(service, call, image, places) for image in images)
         )
 
 
-async def _classify_one(
-    service: Service, call: Call, content: bytes, places: Reservation
-) -> Classification | ServiceError:
+async def _answer_one(
+    service: Service, call: Call, image: bytes | Floats, places: Reservation
+) -> Answered | ServiceError:
     loop = asyncio.get_running_loop()
     card, limits = call.model.card, call.limits
+    metrics, decode_s = service.model_metrics[card.name], 0.0
     try:
-        image, decode_s = await loop.run_in_executor(
-            service.decoders, _decode, content, card.preprocessing, service.settings.max_pixels
-        )
-    except ImageError as error:
-        return from_image_error(error)
-    future = places.submit(image, limits.penalty, limits.cap)
-    answer = await asyncio.wrap_future(future)
-    service.metrics.decode_seconds.observe(decode_s)
+        if isinstance(image, bytes):
+            values, decode_s = await loop.run_in_executor(
+                service.decoders, _decode, image, card.preprocessing, service.settings.max_pixels
+            )
+            service.metrics.decode_seconds.observe(decode_s)
+        else:
+            values = image
+        future = places.submit(values, limits.penalty, limits.cap)
+        answer = await asyncio.wrap_future(future)
+    except Exception as error:
+        metrics.totals.failed += 1
+        if isinstance(error, ImageError):
+            return from_image_error(error)
+        raise
     service.metrics.queue_seconds.observe(answer.queue_s)
-    service.model_metrics[card.name].observe(answer)
-    return _classification(call, answer, decode_s)
+    metrics.observe(answer, decode_s)
+    return Answered(answer, decode_s)
 
 
 def _decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> tuple[Floats, float]:
@@ -83,7 +108,8 @@ def _decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> tu
     return image, time.perf_counter() - started
 
 
-def _classification(call: Call, answer: Answer, decode_s: float) -> Classification:
+def _classification(call: Call, answered: Answered) -> Classification:
+    answer, decode_s = answered.answer, answered.decode_s
     return Classification(
         model=call.model.card.name,
         predictions=_predictions(answer.logits, call.model.card.labels, call.top_k),
@@ -96,12 +122,10 @@ def _classification(call: Call, answer: Answer, decode_s: float) -> Classificati
 
 
 def _predictions(logits: Floats, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = powers / powers.sum()
-    order = np.argsort(-logits, kind="stable")[:top_k].tolist()
+    shares = probabilities(logits)
     return [
-        Prediction(label=labels[index], index=index, probability=float(probabilities[index]))
-        for index in order
+        Prediction(label=labels[index], index=index, probability=float(shares[index]))
+        for index in ranking(logits, top_k)
     ]
 
 

@@ -1,7 +1,7 @@
 """Every refusal of the service: one tree, each with its HTTP status and code word.
 
 ServiceError
-├── NotAnImage, BadMultipart                          400
+├── NotAnImage, BadMultipart, BadRequest, NotOffered  400
 ├── NotFound                                          404
 ├── MethodNotAllowed                                  405
 ├── BodyTooLarge, TooManyPixels, TooManyParts         413
@@ -39,6 +39,18 @@ class BadMultipart(ServiceError):
     """The body is not the multipart that its content type promises."""
 
     status, code = 400, "bad_multipart"
+
+
+class BadRequest(ServiceError):
+    """The body does not follow the Open Inference Protocol, or its content encoding."""
+
+    status, code = 400, "bad_request"
+
+
+class NotOffered(ServiceError):
+    """A part of the Open Inference Protocol that this service does not have."""
+
+    status, code = 400, "not_offered"
 
 
 class NotFound(ServiceError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,14 +25,35 @@ STAGES = ("decode", "queue", "inference")
 
 _SECONDS = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))
 _FLOPS = tuple(float(m * 10**e) for e in range(6, 11) for m in (1, 2, 5))
-_FRACTIONS = tuple(n / 20 for n in range(1, 21))
+_FRACTIONS = (*(n / 20 for n in range(1, 21)), 1.25, 1.5, 2.0)
 _SIZES = tuple(2**n for n in range(8))
+
+
+@dataclass
+class Totals:
+    """What one model did since the start, as the Open Inference Protocol tells it."""
+
+    images: int = 0
+    failed: int = 0
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    last_unix_s: float = 0.0
+
+    def add(self, answer: Answer, decode_s: float) -> None:
+        """Count one classified image."""
+        self.images += 1
+        self.decode_s += decode_s
+        self.queue_s += answer.queue_s
+        self.inference_s += answer.inference_s
+        self.last_unix_s = time.time()
 
 
 class ModelMetrics:
     """The series of one model, looked up once."""
 
     def __init__(self, metrics: Metrics, card: Card, budget: Budget) -> None:
+        self.totals = Totals()
         name, least = card.name, card.min_fraction
         self._full_macs = card.table().full
         self._images = metrics.images.labels(name)
@@ -43,8 +66,9 @@ class ModelMetrics:
         metrics.full_flops.labels(name).set(FLOPS_PER_MAC * self._full_macs)
         metrics.budget.labels(name).set_function(lambda: budget.of(least))
 
-    def observe(self, answer: Answer) -> None:
+    def observe(self, answer: Answer, decode_s: float = 0.0) -> None:
         """Count one classified image."""
+        self.totals.add(answer, decode_s)
         flops = FLOPS_PER_MAC * answer.macs
         self._images.inc()
         self._flops.inc(flops)

@@ -18,7 +18,7 @@ from service.routes.errors import error_response
 REQUEST_ID_HEADER = "X-Request-ID"
 
 # Routes that machines ask every few seconds; their lines would bury the others.
-_QUIET = ("/healthz", "/readyz", "/metrics")
+_QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _OTHER = "other"
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
@@ -56,7 +56,7 @@ class Observer:
             if status:
                 raise
             self._metrics.rejected.labels(InternalError.code).inc()
-            await _internal_error(request_id)(scope, receive, send_with_id)
+            await _internal_error(request_id, scope["path"])(scope, receive, send_with_id)
         finally:
             self._observe(scope, status, time.perf_counter() - started)
 
@@ -76,10 +76,9 @@ class Observer:
         )
 
 
-def _internal_error(request_id: str) -> ASGIApp:
-    return error_response(
-        InternalError(f"something broke here: report request {request_id} to the operator")
-    )
+def _internal_error(request_id: str, path: str) -> ASGIApp:
+    error = InternalError(f"something broke here: report request {request_id} to the operator")
+    return error_response(error, path)
 
 
 def _request_id(scope: Scope) -> str:

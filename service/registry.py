@@ -16,11 +16,11 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Limits:
-    """What one image may cost: a budget, the penalty that keeps it on average, and a cap."""
+    """What one image may cost: a budget, the penalty that keeps it on average, a cap if any."""
 
     budget: float
     penalty: float
-    cap: float
+    cap: float | None
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class ServedModel:
     engine: Engine
     batcher: Batcher
 
-    def limits(self, budget: float, cap: float) -> Limits:
+    def limits(self, budget: float, cap: float | None) -> Limits:
         """Turn what a request asks for into what the engine takes.
 
         Args:
             budget: in (0, 1].
-            cap: in (0, 1].
+            cap: in (0, 1], or None.
 
         Raises:
             BudgetTooLow, CapTooLow: below what the bundle can reach.
         """
         check_budget(self.card.name, budget, self.min_fraction)
-        if cap < self.min_cap:
+        if cap is not None and cap < self.min_cap:
             raise CapTooLow(
                 f"cap is {cap}: the cheapest path of {self.card.name} takes {self.min_cap}, "
                 "ask for no less"

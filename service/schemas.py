@@ -17,7 +17,9 @@ class ClassifyQuery(BaseModel):
     budget: Share | None = Field(
         None, description="mean share of the full MACs to spend; absent: the budget in force"
     )
-    cap: Share = Field(1.0, description="share of the full MACs that no image exceeds")
+    cap: Share | None = Field(
+        None, description="share of the full MACs that no image exceeds; absent: no limit"
+    )
     top_k: int = Field(5, ge=1, description="predictions, most probable first")
     model: str | None = Field(None, description="name of a bundle; absent: the default one")
 
@@ -37,8 +39,8 @@ class Compute(BaseModel):
     flops: int
     fraction: float = Field(description="macs / full_macs")
     full_macs: int = Field(description="of the plain backbone")
-    agent_macs: int = Field(description="spent on choosing the path")
-    widths: list[int] = Field(description="groups computed per layer")
+    agent_macs: int = Field(description="spent on choosing the path, earlier paths included")
+    widths: list[int] = Field(description="groups computed per layer, along the last path")
     groups: int = Field(description="groups that a layer has")
 
 
@@ -57,7 +59,7 @@ class Classification(BaseModel):
     model: str
     predictions: list[Prediction]
     budget: float
-    cap: float
+    cap: float | None
     compute: Compute
     timing_ms: Timing
     request_id: str
@@ -119,3 +121,9 @@ class Health(BaseModel):
     """A word about the service's state."""
 
     status: str
+
+
+class ProtocolErrorBody(BaseModel):
+    """A refusal as the Open Inference Protocol has it."""
+
+    error: str

@@ -53,7 +53,8 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     start = restore(run, STAGE, network, optimizer)
     frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
     frozen_from = steps - frozen * len(batches)
-    if paths and steps and start == frozen_from == 0:
+    # Of a bundle that is not trained at all, statistics stay what they are.
+    if paths and start == frozen_from == 0 and (steps or supernet.epochs):
         _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
         shown = chain(

@@ -110,14 +110,13 @@ def choose(
     """
     whole, narrowest = chain[0], chain[-1]
     agent = AgentConfig("paths", hidden=hidden, paths=(narrowest, whole), looks=looks)
-    glance, full = mac_table(backbone, agent).looks if len(chain) > 1 else (0, 0)
+    glance, full = mac_table(backbone, agent).looks
     # Of the decision after the narrowest, each path between is one output more.
     room = full - glance - hidden * count
     if glance >= full:
         raise ConfigError(
             "the narrowest path and the decision after it are no cheaper than the full network: "
-            f"agent.hidden is {hidden}, make it less, and backbone.groups is {backbone.groups}, "
-            "make it more"
+            f"setting agent.hidden is {hidden}, make it less"
         )
     between = chain[-2:0:-1]
     trios = [replace(agent, paths=(narrowest, path, whole)) for path in between]

@@ -6,11 +6,11 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from starlette.requests import ClientDisconnect
 
 from service.classifier import classify, resolve
-from service.errors import BodyTooLarge, FormatNotAllowed, NotAnImage, ServiceError
+from service.errors import FormatNotAllowed, ServiceError
 from service.multipart import file_parts
+from service.routes.bodies import read_body
 from service.routes.errors import error_body, error_docs
 from service.schemas import Classification, Classifications, ClassifyQuery, ErrorBody
 from service.state import Service, ServiceDep
@@ -48,7 +48,7 @@ async def post_classify(
     """Classify one image, or the images of a multipart body, within a budget."""
     call = resolve(service, query, request.state.request_id, request.state.started)
     content_type = _content_type(request)
-    body = await _read_body(request, service.settings.max_body_bytes)
+    body = await read_body(request, service.settings.max_body_bytes)
     if content_type.lower().startswith("multipart/"):
         parts = await asyncio.get_running_loop().run_in_executor(
             service.decoders, file_parts, body, content_type, service.settings.max_parts
@@ -73,22 +73,3 @@ def _content_type(request: Request) -> str:
     if encoding != "identity":
         raise FormatNotAllowed(f"content encoding {encoding!r} is not read: send it as it is")
     return request.headers.get("content-type", "")
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
-        raise _too_large(f"has {announced}", max_bytes)
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise _too_large("has more", max_bytes)
-    except ClientDisconnect as error:
-        raise NotAnImage("the body was cut off: send all of it") from error
-    return bytes(body)
-
-
-def _too_large(size: str, max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the body {size} bytes, the limit is {max_bytes}: send a smaller image")

@@ -1,4 +1,4 @@
-"""Every error as the same body: a sentence and a code word."""
+"""Every error as the same body: a sentence and a code word; under /v2 as its protocol says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError
+from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError, UnknownModel
 from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
+
+# Where the Open Inference Protocol lives.
+PROTOCOL = "/v2"
 
 _SHOWN_INPUT = 80
 
@@ -24,10 +27,18 @@ def error_body(error: ServiceError) -> ErrorBody:
     return ErrorBody(error=str(error), code=error.code)
 
 
-def error_response(error: ServiceError) -> JSONResponse:
-    """A refusal as a response."""
+def error_response(error: ServiceError, path: str) -> JSONResponse:
+    """A refusal as the response to a request for `path`."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
+        return JSONResponse({"error": str(error)}, _protocol_status(error), headers)
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def _protocol_status(error: ServiceError) -> int:
+    if isinstance(error, UnknownModel):
+        return 404
+    return 400 if error.status == 422 else error.status
 
 
 def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -41,7 +52,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         refusal = _refusal(request, error)
         app.state.service.metrics.rejected.labels(refusal.code).inc()
-        return error_response(refusal)
+        return error_response(refusal, request.url.path)
 
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)

@@ -33,6 +33,10 @@ def test_limits_lowest_values_allowed(model: ServedModel) -> None:
     assert (limits.budget, limits.cap) == (model.min_fraction, model.min_cap)
 
 
+def test_limits_without_a_cap_have_none(model: ServedModel) -> None:
+    assert model.limits(0.5, None) == Limits(0.5, model.limits(0.5, 1).penalty, None)
+
+
 def test_limits_budget_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
     with pytest.raises(BudgetTooLow, match=r"0\.1: tiny can reach no less than 0\.2"):
         model.limits(0.1, 1)

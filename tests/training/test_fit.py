@@ -47,7 +47,7 @@ def test_fit_writes_a_bundle_that_tells_what_it_is(fitted):
     assert [point.budget for point in card.test][-1] == card.test[-1].fraction == 1.0
     assert card.test[-1].accuracy > 0.6
     assert card.agent.form == "paths"
-    assert len(card.agent.paths) == SETTINGS["paths"]["count"] + 1
+    assert len(card.agent.paths) == SETTINGS["paths"]["count"] + 2
     assert set(card.files) == {WEIGHTS, "curve.png"}
     assert str(fitted.parent) not in (fitted / "bundle" / "bundle.json").read_text()
 
@@ -66,7 +66,9 @@ def test_fit_test_points_are_what_both_engines_do_to_the_files(fitted, pictures)
     assert len(card.test) >= 3
     for point in card.test:
         penalty = np.full(len(images), card.penalty(point.budget), np.float32)
-        torch, onnx = (engine.run(images, penalty, np.ones(len(images))) for engine in engines)
+        torch, onnx = (
+            engine.run(images, penalty, np.full(len(images), np.inf)) for engine in engines
+        )
         assert (torch.logits.argmax(1) == labels).mean() == pytest.approx(point.accuracy)
         assert torch.macs.mean() / card.table().full == pytest.approx(point.fraction)
         assert torch.macs.std() / card.table().full == pytest.approx(point.spread, abs=1e-6)

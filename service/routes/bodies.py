@@ -1,0 +1,32 @@
+"""Bodies of requests, read up to a bound."""
+
+from __future__ import annotations
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import BodyTooLarge, NotAnImage
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body; one that is too long is refused by what it announces, or as it grows.
+
+    Raises:
+        BodyTooLarge: it has more than `max_bytes`.
+        NotAnImage: the client hung up before its end.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(f"has {announced}", max_bytes)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise _too_large("has more", max_bytes)
+    except ClientDisconnect as error:
+        raise NotAnImage("the body was cut off: send all of it") from error
+    return bytes(body)
+
+
+def _too_large(size: str, max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body {size} bytes, the limit is {max_bytes}: send less")

@@ -1,0 +1,213 @@
+"""/v2: the Open Inference Protocol, as KServe and Triton speak it over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from service.classifier import Answered, Call, answer_images, resolve
+from service.encodings import accepted_encoding, deflate, inflate
+from service.errors import BadRequest, NotOffered, ServiceError, UnknownModel
+from service.protocol.describe import (
+    model_config,
+    model_metadata,
+    model_statistics,
+    server_metadata,
+)
+from service.protocol.infer import InferRequest, read_object, read_request
+from service.protocol.outputs import write_answer
+from service.protocol.specs import VERSION
+from service.registry import ServedModel
+from service.routes.bodies import read_body
+from service.routes.errors import PROTOCOL
+from service.schemas import ClassifyQuery, ProtocolErrorBody
+from service.state import Service, ServiceDep
+
+router = APIRouter(
+    prefix=PROTOCOL,
+    tags=["Open Inference Protocol v2"],
+    responses={"4XX": {"model": ProtocolErrorBody}},
+)
+
+_JSON_BYTES = "Inference-Header-Content-Length"
+_INDEX_BYTES = 4096
+_ONE, _VERSIONED = "/models/{name}", "/models/{name}/versions/{version}"
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "An inference request as JSON, which its tensors as bytes may follow.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    }
+}
+
+
+async def _served(request: Request, service: ServiceDep, name: str) -> ServedModel:
+    """The model that a path names, of whose versions there is one."""
+    service.check_ready()
+    model = service.model(name)
+    version = request.path_params.get("version", VERSION)
+    if version != VERSION:
+        raise UnknownModel(f"{name} has no version {version!r}: its only one is {VERSION}")
+    return model
+
+
+ModelDep = Annotated[ServedModel, Depends(_served)]
+
+
+@router.get("", summary="Server metadata")
+async def get_server() -> dict[str, Any]:
+    """Name, version and the extensions of the protocol that are offered."""
+    return server_metadata()
+
+
+@router.get("/health/live", summary="Alive?")
+async def get_live() -> dict[str, bool]:
+    """Whether the process lives."""
+    return {"live": True}
+
+
+@router.get("/health/ready", summary="Ready for work?")
+async def get_ready(service: ServiceDep) -> dict[str, bool]:
+    """Whether images can be classified now."""
+    service.check_ready()
+    return {"ready": True}
+
+
+# Before the route of a model, for whose name "stats" would be taken.
+@router.get("/models/stats", summary="Statistics of all models")
+async def get_all_statistics(service: ServiceDep) -> dict[str, Any]:
+    """What every model did since the start."""
+    service.check_ready()
+    return _statistics(service, *service.models.values())
+
+
+@router.get(_ONE, summary="Model metadata")
+@router.get(_VERSIONED, include_in_schema=False)
+async def get_model(model: ModelDep) -> dict[str, Any]:
+    """A model's inputs, of which a request sends one, and its outputs."""
+    return model_metadata(model)
+
+
+@router.get(f"{_ONE}/ready", summary="Model ready?")
+@router.get(f"{_VERSIONED}/ready", include_in_schema=False)
+async def get_model_ready(model: ModelDep) -> dict[str, Any]:
+    """Whether a model can be asked now."""
+    return {"name": model.card.name, "ready": True}
+
+
+@router.get(f"{_ONE}/config", summary="Model configuration")
+@router.get(f"{_VERSIONED}/config", include_in_schema=False)
+async def get_model_config(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
+    """A model's inputs and outputs as Triton configures them, and how to preprocess."""
+    return model_config(model, service.settings.max_parts)
+
+
+@router.get(f"{_ONE}/stats", summary="Statistics of a model")
+@router.get(f"{_VERSIONED}/stats", include_in_schema=False)
+async def get_model_statistics(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
+    """What a model did since the start."""
+    return _statistics(service, model)
+
+
+@router.post("/repository/index", summary="All models and their state")
+async def post_index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
+    """All models; with `{"ready": true}` only those that are ready."""
+    body = await read_body(request, _INDEX_BYTES)
+    only_ready = bool(body) and read_object(body).get("ready") is True
+    states = {"starting": "LOADING", "ready": "READY", "draining": "UNLOADING"}
+    state = states[service.phase]
+    if only_ready and state != "READY":
+        return []
+    entry = {"version": VERSION, "state": state, "reason": ""}
+    return [{"name": name, **entry} for name in service.bundles]
+
+
+@router.post(f"{_ONE}/infer", summary="Classify images", openapi_extra=_BODY)
+@router.post(f"{_VERSIONED}/infer", include_in_schema=False)
+async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
+    """Classify encoded images, or preprocessed ones, within the parameters `budget` and `cap`."""
+    body = await read_body(request, service.settings.max_body_bytes)
+    loop = asyncio.get_running_loop()
+    wanted = await loop.run_in_executor(service.decoders, _read, request, body, model, service)
+    call = resolve(service, _query(model, wanted), request.state.request_id, request.state.started)
+    answered = _all_answered(await answer_images(service, call, wanted.images))
+    return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
+
+
+def _read(request: Request, body: bytes, model: ServedModel, service: Service) -> InferRequest:
+    max_bytes, max_images = service.settings.max_body_bytes, service.settings.max_parts
+    content = inflate(body, request.headers.get("content-encoding", ""), max_bytes)
+    return read_request(content, _json_bytes(request), model.card, max_images)
+
+
+def _json_bytes(request: Request) -> int | None:
+    text = request.headers.get(_JSON_BYTES)
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise BadRequest(f"{_JSON_BYTES} is {text[:20]!r}: it must be a number of bytes")
+    return int(text)
+
+
+def _query(model: ServedModel, wanted: InferRequest) -> ClassifyQuery:
+    """Budget and cap, in the ranges and with the refusals of /classify."""
+    try:
+        return ClassifyQuery.model_validate({"model": model.card.name, **wanted.limits})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _all_answered(results: list[Answered | ServiceError]) -> list[Answered]:
+    """All results, as the protocol has no answer with a gap: one refused image refuses all."""
+    for number, result in enumerate(results):
+        if isinstance(result, ServiceError):
+            raise type(result)(f"image {number}: {result}") if len(results) > 1 else result
+    return [result for result in results if isinstance(result, Answered)]
+
+
+def _write(
+    request: Request, wanted: InferRequest, call: Call, answered: list[Answered]
+) -> Response:
+    answers = [one.answer for one in answered]
+    body, json_bytes = write_answer(wanted, call.model, call.limits, answers)
+    headers = {} if json_bytes is None else {_JSON_BYTES: str(json_bytes)}
+    encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
+    if encoding:
+        body, headers["Content-Encoding"] = deflate(body, encoding), encoding
+    kind = "application/json" if json_bytes is None else "application/octet-stream"
+    return Response(body, headers=headers, media_type=kind)
+
+
+def _statistics(service: Service, *models: ServedModel) -> dict[str, Any]:
+    return {
+        "model_stats": [
+            model_statistics(model, service.model_metrics[model.card.name].totals)
+            for model in models
+        ]
+    }
+
+
+async def _refuse(request: Request) -> None:
+    raise NotOffered(
+        f"{request.url.path} is not offered: of the protocol's extensions there are those that "
+        f"{PROTOCOL} lists; bundles are loaded at the start, and tensors travel in the body"
+    )
+
+
+for _path in (
+    "/systemsharedmemory/{rest:path}",
+    "/cudasharedmemory/{rest:path}",
+    "/trace/setting",
+    f"{_ONE}/trace/setting",
+    "/logging",
+    "/repository/models/{name}/{action}",
+    f"{_ONE}/generate",
+    f"{_ONE}/generate_stream",
+):
+    router.add_api_route(_path, _refuse, methods=["GET", "POST"], include_in_schema=False)
