@@ -1,6 +1,7 @@
 """The shipped bundles: whole, small, on budget, and the same to all engines."""
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_bundle_names_the_commit_that_made_it(bundle):
 
 
 @pytest.mark.parametrize("budget", [0.15, 0.4, 0.8, 1.0])
-@pytest.mark.parametrize("cap", [0.12, 0.3, 1.0])
+@pytest.mark.parametrize("cap", [0.12, 0.3, 1.0, 1.5, math.inf])
 def test_engines_agree_and_keep_caps(bundle, engines, budget, cap):
     images = scenes(bundle, seed=int(100 * budget))
     penalty = np.full(N, bundle.card.penalty(budget), np.float32)
@@ -79,3 +80,13 @@ def test_paths_differ_among_images(bundle, engines):
     penalty = np.full(N, bundle.card.penalty(0.4), np.float32)
     widths = engines[0].run(images, penalty, np.ones(N)).widths
     assert len(np.unique(widths, axis=0)) > 3
+
+
+def test_some_images_are_run_along_several_paths_one_after_another(bundle, engines):
+    images, table = scenes(bundle, seed=1), bundle.card.table()
+    penalty = np.full(N, bundle.card.penalty(0.4), np.float32)
+    macs = engines[0].run(images, penalty, np.full(N, math.inf)).macs
+    first, *others = table.looks
+    at_most_two = {first, *(first + more for more in others)}
+    assert any(spent in at_most_two for spent in macs.tolist())
+    assert any(spent not in at_most_two for spent in macs.tolist())

@@ -86,7 +86,9 @@ def spread_gains(bundle: Bundle) -> None:
             bundle.tensors[f"agent.looks.{look}.2.{part}"] for part in ("weight", "bias")
         )
         bias -= gains.mean(axis=0)
-        scale = 0.5 / gains.std(axis=0)
+        deviation = gains.std(axis=0)
+        # A narrow agent's hidden features may all be off.
+        scale = 0.5 / np.where(deviation > 1e-6, deviation, 0.5)
         weight *= scale[:, None].astype(np.float32)
         bias *= scale
 
