@@ -8,6 +8,7 @@ from pathlib import Path
 from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
 from models.compute import MacTable
 from service.batcher import Batcher
+from service.costs import CostTable
 from service.engines.base import Engine
 from service.errors import BudgetTooLow, CapTooLow
 from service.metrics import Metrics
@@ -25,7 +26,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A bundle and what runs it."""
+    """A bundle and what runs it; `costs` is what it takes, if that was measured."""
 
     card: Card
     table: MacTable
@@ -33,6 +34,7 @@ class ServedModel:
     min_cap: float
     engine: Engine
     batcher: Batcher
+    costs: CostTable | None = None
 
     def limits(self, budget: float, cap: float | None) -> Limits:
         """Turn what a request asks for into what the engine takes.
@@ -67,7 +69,11 @@ def check_budget(model: str, budget: float, min_fraction: float) -> None:
 
 
 def serve_bundle(
-    bundle: Bundle, engine: Engine, settings: Settings, metrics: Metrics
+    bundle: Bundle,
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    costs: CostTable | None = None,
 ) -> ServedModel:
     """Put a bundle's engine behind a queue; starts the queue's thread."""
     batcher = Batcher(
@@ -78,7 +84,8 @@ def serve_bundle(
         on_batch=metrics.observe_batch,
     )
     card = bundle.card
-    return ServedModel(card, card.table(), card.min_fraction, card.min_cap, engine, batcher)
+    table, least, min_cap = card.table(), card.min_fraction, card.min_cap
+    return ServedModel(card, table, least, min_cap, engine, batcher, costs)
 
 
 def read_bundles(directory: Path) -> dict[str, Bundle]:

@@ -95,6 +95,14 @@ class CurvePoint(BaseModel):
     accuracy: float
 
 
+class CostPoint(BaseModel):
+    """What a batch was measured to take on this machine when the service started."""
+
+    budget: float
+    batch: int = Field(description="images that run together")
+    ms: float = Field(description="milliseconds for the whole batch, the agent included")
+
+
 class Model(BaseModel):
     """A bundle that is served."""
 
@@ -109,6 +117,7 @@ class Model(BaseModel):
     image_size: int = Field(description="side of the network's input, in pixels")
     engine: str
     curve: list[CurvePoint]
+    costs: list[CostPoint] = Field(description="by budget and batch; empty if not measured")
 
 
 class Models(BaseModel):

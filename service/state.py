@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
+from models.bundle import Bundle
+from service import costs
 from service.budget import Budget
 from service.engines import create_engine
 from service.engines.base import Engine
@@ -96,15 +98,7 @@ class Service:
         started = time.perf_counter()
         try:
             for name, bundle in self.bundles.items():
-                engine = self._engine if name == self.default else None
-                if engine is None:
-                    engine = create_engine(
-                        bundle,
-                        self.settings.engine,
-                        threads=self.settings.threads,
-                        cache_dir=self.settings.cache_dir,
-                    )
-                self.models[name] = serve_bundle(bundle, engine, self.settings, self.metrics)
+                self.models[name] = self._serve(name, bundle)
         except Exception as error:
             logger.exception("the bundles cannot be loaded")
             self.failure = error
@@ -115,6 +109,19 @@ class Service:
         logger.info(
             "ready", extra={"models": sorted(self.models), "seconds": time.perf_counter() - started}
         )
+
+    def _serve(self, name: str, bundle: Bundle) -> ServedModel:
+        if self._engine is not None and name == self.default:
+            return serve_bundle(bundle, self._engine, self.settings, self.metrics)
+        engine = create_engine(
+            bundle,
+            self.settings.engine,
+            threads=self.settings.threads,
+            cache_dir=self.settings.cache_dir,
+        )
+        # Before its queue takes requests, which would be measured too.
+        table = costs.measure(engine, bundle.card)
+        return serve_bundle(bundle, engine, self.settings, self.metrics, table)
 
     def _queue_depth(self) -> float:
         return sum(model.batcher.depth for model in self.models.values())

@@ -44,19 +44,30 @@ class OnnxEngine:
 
     def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
-        n, k = len(images), self._table.groups
-        logits = np.empty((n, self._classes), np.float32)
-        widths = np.full((n, self._layers), k, np.int64)
-        macs = np.full(n, self._table.full, np.int64)
         plain = (penalty == 0) & (cap >= 1)
-        if plain.any():
-            (logits[plain],) = self._plain.run(["logits"], {"image": images[plain]})
-        if not plain.all():
-            rows = ~plain
-            limits = cap_macs(cap[rows], self._table.full)
-            pruned = self._pruned.run(images[rows], penalty[rows], limits)
-            logits[rows], widths[rows], macs[rows] = pruned.logits, pruned.widths, pruned.macs
+        # Most batches are all of a kind, and then nothing is copied.
+        if plain.all():
+            return self._whole(images)
+        limits = cap_macs(cap, self._table.full)
+        if not plain.any():
+            return self._pruned.run(images, penalty, limits)
+        logits = np.empty((len(images), self._classes), np.float32)
+        widths = np.empty((len(images), self._layers), np.int64)
+        macs = np.empty(len(images), np.int64)
+        parts = [
+            (plain, self._whole(images[plain])),
+            (~plain, self._pruned.run(images[~plain], penalty[~plain], limits[~plain])),
+        ]
+        for rows, part in parts:
+            logits[rows], widths[rows], macs[rows] = part.logits, part.widths, part.macs
         return Result(logits, widths, macs)
+
+    def _whole(self, images: Floats) -> Result:
+        """Answers of the plain network."""
+        (logits,) = self._plain.run(["logits"], {"image": images})
+        n = len(images)
+        widths = np.full((n, self._layers), self._table.groups, np.int64)
+        return Result(logits, widths, np.full(n, self._table.full, np.int64))
 
 
 class _Pruned(Protocol):
@@ -73,7 +84,7 @@ class _ByLooks:
     def __init__(self, bundle: Bundle, load: Load) -> None:
         table, agent = bundle.card.table(), bundle.card.agent
         self._paths, self._macs = np.array(agent.paths, np.int64), np.array(table.looks, np.int64)
-        self._price, self._classes = look_price(table), bundle.card.backbone.classes
+        self._price = look_price(table)
         self._looks = [
             load(f"look-{number}", partial(look_graph, number=number))
             for number in range(agent.deciding)
@@ -81,28 +92,35 @@ class _ByLooks:
         self._ends = [_along(load, path) for path in agent.paths[agent.deciding :]]
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
-        logits = np.empty((len(images), self._classes), np.float32)
-        chosen, spent = np.zeros((2, len(images)), np.int64)
-        for number, session in enumerate([*self._looks, *self._ends]):
+        logits, chosen = self._run(0, images, penalty, limits - self._macs[0])
+        spent = np.full(len(images), self._macs[0])
+        for number in range(1, len(self._paths)):
+            # Those that stopped are behind, those that go on to a later path ahead.
             here = (chosen == number).nonzero()[0]
-            if not len(here):
-                continue
-            spent[here] += self._macs[number]
-            if number < len(self._looks):
-                inputs = {"image": images[here], "penalty": penalty[here]}
-                logits[here], gain = session.run(["logits", "gain"], inputs)
+            if len(here):
+                spent[here] += self._macs[number]
                 left = limits[here] - spent[here]
-                chosen[here] = number + self._choose(number, gain, penalty[here], left)
-            else:
-                (logits[here],) = session.run(["logits"], {"image": images[here]})
+                logits[here], chosen[here] = self._run(number, images[here], penalty[here], left)
         return Result(logits, self._paths[chosen], spent)
+
+    def _run(
+        self, number: int, images: Floats, penalty: Floats, left: Integers
+    ) -> tuple[Floats, Integers]:
+        """Logits along a path, and the path chosen after it: a later one, or itself to stop."""
+        if number >= len(self._looks):
+            (logits,) = self._ends[number - len(self._looks)].run(["logits"], {"image": images})
+            return logits, np.full(len(images), number)
+        inputs = {"image": images, "penalty": penalty}
+        logits, gain = self._looks[number].run(["logits", "gain"], inputs)
+        return logits, number + self._choose(number, gain, penalty, left)
 
     def _choose(self, number: int, gain: Floats, penalty: Floats, left: Integers) -> Integers:
         """How many paths (N,) to go on by the best of those that the MACs allow, 0 to stop."""
         later = slice(number + 1, None)
         values = gain - penalty[:, None] * self._price[later]
         values[self._macs[later] > left[:, None]] = -np.inf
-        best: Integers = np.pad(values, ((0, 0), (1, 0))).argmax(axis=1)
+        # Stopping gains nothing and costs nothing.
+        best: Integers = np.where(values.max(axis=1) > 0, values.argmax(axis=1) + 1, 0)
         return best
 
 

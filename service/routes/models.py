@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.registry import ServedModel
 from service.routes.errors import error_docs
-from service.schemas import CurvePoint, Model, Models
+from service.schemas import CostPoint, CurvePoint, Model, Models
 from service.state import ServiceDep
 
 router = APIRouter(tags=["models"])
@@ -37,5 +37,9 @@ def _model(model: ServedModel, default: bool) -> Model:
         curve=[
             CurvePoint(budget=point.budget, fraction=point.fraction, accuracy=point.accuracy)
             for point in card.test
+        ],
+        costs=[
+            CostPoint(budget=cost.budget, batch=cost.batch, ms=round(cost.ms, 3))
+            for cost in (model.costs.costs if model.costs else [])
         ],
     )

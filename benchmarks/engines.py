@@ -1,0 +1,349 @@
+"""How much of what an engine saves in MACs does it save in time?
+
+    python -m benchmarks.engines [--networks NAME ...] [--engines KIND ...] [--threads N ...]
+        [--batches N ...] [--rows N] [--rounds N] [--clock wall|processor] [--picture PNG]
+        [--check-costs] [--quick]
+
+Each engine runs each network at several budgets and batches, in turn with the fastest ways known to
+run the whole network, which has no agent; a ratio is that of one round. Weights are random, and
+caps make the rows spend the budget: of all mixtures of the agent's paths the most even one. A batch
+is timed together with its agent, all copies and choices included.
+
+On a machine that others use too, `--clock processor --threads 1` counts the processor's time
+instead, which tells what one core would do if it were free; of several cores only a quiet machine
+can tell.
+
+Prints a table (median, quartiles) and ends in one JSON line. With `--check-costs` also what the
+engine would have foretold at its start, and how far off that was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measure.bundles import random_bundle
+from benchmarks.measure.floor import peak_macs, read_bytes
+from benchmarks.measure.rivals import Rival, full_networks
+from benchmarks.measure.timing import Spread, in_turn
+from models.bundle import Bundle
+from service import costs
+from service.engines import create_engine
+from service.engines.base import Engine, Floats
+
+# By name: backbone, classes, side of the images in pixels.
+NETWORKS = {
+    "mcifarnet-32": ("mcifarnet", 10, 32),
+    "vgg16-32": ("vgg16", 10, 32),
+    "resnet18-160": ("resnet18", 10, 160),
+    "vgg16-224": ("vgg16", 1000, 224),
+}
+BUDGETS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10)
+BATCHES = (1, 8, 32)
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+@dataclass(frozen=True)
+class Full:
+    """The whole network as a rival runs it: milliseconds per image, and billion MACs a second."""
+
+    network: str
+    rival: str
+    batch: int
+    ms: Spread
+    gmacs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine at a budget, against the fastest rival for this batch.
+
+    Attributes:
+        ms: per image. mac_saving, time_saving: how many times less than the whole network.
+        ratio: time_saving over mac_saving, 1 if all that is saved in MACs is saved in time.
+    """
+
+    network: str
+    engine: str
+    threads: int
+    budget: float
+    batch: int
+    fraction: float
+    ms: Spread
+    mac_saving: float
+    time_saving: Spread
+    ratio: Spread
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Milliseconds per image, foretold at the engine's start and then measured."""
+
+    network: str
+    engine: str
+    threads: int
+    budget: float
+    batch: int
+    foretold: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.foretold / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine with its name and threads, and what it foretold of each budget and batch."""
+
+    kind: str
+    threads: int
+    engine: Engine
+    table: costs.CostTable
+
+
+def measure(
+    name: str,
+    bundle: Bundle,
+    cases: Sequence[Case],
+    rivals: dict[str, Rival],
+    batch: int,
+    flags: argparse.Namespace,
+) -> tuple[list[Full], list[Row], list[Forecast]]:
+    """Time a network at one batch: every rival, and every engine at every budget, in turn."""
+    rows, budgets = max(batch, flags.rows), flags.budgets
+    images = _images(bundle, rows)
+    works: dict[tuple[object, ...], Callable[[], object]] = {}
+    for rival, run in rivals.items():
+        works[rival,] = _in_batches(run, images, batch)
+    fractions = {}
+    for case in cases:
+        for budget in budgets:
+            penalty, cap, fractions[budget] = costs.rows_at(bundle.card.table(), budget, rows)
+            works[case, budget] = _at_caps(case.engine, images, penalty, cap, batch)
+    seconds = in_turn(works, flags.rounds, CLOCKS[flags.clock])
+    ms = {key: values * 1e3 / rows for key, values in seconds.items()}
+    fastest = ms[min(((rival,) for rival in rivals), key=lambda key: np.median(ms[key]))]
+    work = bundle.card.table().full / 1e6
+    full = [
+        Full(name, rival, batch, spread, work / spread.median)
+        for rival, spread in ((rival, Spread.of(ms[rival,])) for rival in rivals)
+    ]
+    found, foretold = [], []
+    for case in cases:
+        for budget in budgets:
+            times = ms[case, budget]
+            row = _row(name, case, budget, batch, fractions[budget], times, fastest)
+            found.append(row)
+            expected = case.table.ms(row.fraction, batch) / batch
+            foretold.append(
+                Forecast(name, case.kind, case.threads, budget, batch, expected, row.ms.median)
+            )
+    return full, found, foretold
+
+
+def _row(
+    name: str,
+    case: Case,
+    budget: float,
+    batch: int,
+    fraction: float,
+    ms: npt.NDArray[np.float64],
+    full_ms: npt.NDArray[np.float64],
+) -> Row:
+    return Row(
+        name,
+        case.kind,
+        case.threads,
+        budget,
+        batch,
+        fraction,
+        Spread.of(ms),
+        1 / fraction,
+        Spread.of(full_ms / ms),
+        Spread.of(full_ms / ms * fraction),
+    )
+
+
+def _in_batches(run: Rival, images: Floats, batch: int) -> Callable[[], object]:
+    parts = [images[part] for part in costs.batches(len(images), batch)]
+    return lambda: [run(part) for part in parts]
+
+
+def _at_caps(
+    engine: Engine, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64], batch: int
+) -> Callable[[], object]:
+    parts = [(images[p], penalty[p], cap[p]) for p in costs.batches(len(images), batch)]
+    return lambda: [engine.run(*part) for part in parts]
+
+
+def _images(bundle: Bundle, rows: int) -> Floats:
+    size = bundle.card.preprocessing.size
+    return np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)
+
+
+def run_network(
+    name: str, bundle: Bundle, flags: argparse.Namespace
+) -> tuple[list[Full], list[Row], list[Forecast]]:
+    """Time a network at every batch, and print its tables."""
+    found: tuple[list[Full], list[Row], list[Forecast]] = ([], [], [])
+    with tempfile.TemporaryDirectory() as scratch:
+        rivals = full_networks(bundle, max(flags.threads), Path(scratch))
+        cases = []
+        for kind in flags.engines:
+            for threads in flags.threads:
+                engine = create_engine(bundle, kind, threads=threads, cache_dir=Path(scratch))
+                table = costs.measure(engine, bundle.card, clock=CLOCKS[flags.clock])
+                cases.append(Case(kind, threads, engine, table))
+        for batch in flags.batches:
+            parts = measure(name, bundle, cases, rivals, batch, flags)
+            for whole, part in zip(found, parts, strict=True):
+                whole.extend(part)
+            _print_tables(parts[0], parts[1])
+            if flags.check_costs:
+                _print_forecasts(parts[2])
+    return found
+
+
+def _print_tables(full: list[Full], rows: list[Row]) -> None:
+    print(f"\n{rows[0].network}, batch {rows[0].batch}\n")
+    print("| whole network | ms an image | GMAC a second |\n|---|---|---|")
+    for rival in full:
+        print(f"| {rival.rival} | {_spread(rival.ms, '.3f')} | {rival.gmacs:.1f} |")
+    print("\n| engine | threads | budget | fraction | ms an image | saving in MACs "
+          "| saving in time | ratio |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for row in rows:
+        print(f"| {row.engine} | {row.threads} | {row.budget:.3g} | {row.fraction:.3f} "
+              f"| {_spread(row.ms, '.3f')} | {row.mac_saving:.2f} | "
+              f"{_spread(row.time_saving, '.2f')} | {_spread(row.ratio, '.2f')} |",
+              flush=True)  # fmt: skip
+
+
+def _print_forecasts(forecasts: list[Forecast]) -> None:
+    print("\n| engine | threads | budget | batch | foretold, ms an image | measured | off by |\n"
+          "|---|---|---|---|---|---|---|")  # fmt: skip
+    for row in forecasts:
+        print(f"| {row.engine} | {row.threads} | {row.budget:.3g} | {row.batch} "
+              f"| {row.foretold:.3f} | {row.measured:.3f} | {row.error:+.0%} |")  # fmt: skip
+
+
+def _spread(value: Spread, form: str) -> str:
+    return f"{value.median:{form}} ({value.low:{form}}–{value.high:{form}})"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Saving in time over saving in MACs, a panel for each network, with the diagonal."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    networks = list(dict.fromkeys(row.network for row in rows))
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(3.4 * len(networks), 3.6), squeeze=False, layout="constrained"
+    )
+    for axis, network in zip(axes[0], networks, strict=True):
+        axis.plot([0.9, 16], [0.9, 16], color="0.6", linewidth=1)
+        own = [row for row in rows if row.network == network]
+        for key in dict.fromkeys((row.engine, row.threads, row.batch) for row in own):
+            line = [row for row in own if (row.engine, row.threads, row.batch) == key]
+            saving = np.array([row.time_saving.median for row in line])
+            bars = np.array([(row.time_saving.low, row.time_saving.high) for row in line]).T
+            label = f"{key[0]} on {key[1]} core{'s' * (key[1] > 1)}, batch {key[2]}"
+            axis.errorbar([row.mac_saving for row in line], saving, np.abs(bars - saving),
+                          marker="o", markersize=3, linewidth=1, label=label)  # fmt: skip
+        axis.set(xscale="log", yscale="log", title=network, xlabel="× fewer MACs")
+        ticks = [1, 2, 3, 4, 5, 10]
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_ticks(ticks, [str(tick) for tick in ticks])
+            side.set_ticks([], minor=True)
+        axis.legend(frameon=False, fontsize=7)
+    axes[0][0].set_ylabel("× less time than the fastest whole network")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--engines", nargs="+", default=["onnx"])
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, nargs="+", default=[cores])
+    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--rows", type=int, default=16, help="least images to meet a budget with")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--check-costs", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a narrow network, to see if it runs")
+    parser.add_argument("--data", help=argparse.SUPPRESS)  # `make bench` gives it to all
+    flags = parser.parse_args()
+    if flags.clock == "processor" and flags.threads != [1]:
+        parser.error("the processor's time says nothing of several threads: add --threads 1")
+    if flags.quick:
+        flags.networks, flags.batches, flags.rounds = ["mcifarnet-32"], [1, 8], 2
+    return flags
+
+
+def main() -> None:
+    """Print tables and one JSON line."""
+    flags = _flags()
+    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    print(f"{machine}; {flags.rounds} rounds of {flags.clock} time; median (quartiles)")
+    clock = CLOCKS[flags.clock]
+    peak, reading = peak_macs(max(flags.threads), clock) / 1e9, read_bytes(clock) / 1e9
+    print(f"a matrix product: {peak:.1f} GMAC/s; one core reads {reading:.1f} GB/s")
+    full: list[Full] = []
+    rows: list[Row] = []
+    forecasts: list[Forecast] = []
+    for name in flags.networks:
+        backbone, classes, size = NETWORKS[name]
+        width = 0.125 if flags.quick else 1.0
+        bundle = random_bundle(backbone, classes, width=width, image_size=size)
+        for whole, part in zip(
+            (full, rows, forecasts), run_network(name, bundle, flags), strict=True
+        ):
+            whole.extend(part)  # type: ignore[arg-type]
+    if flags.picture:
+        draw(rows, flags.picture)
+    print(
+        json.dumps(
+            {
+                "benchmark": "engines",
+                "machine": machine,
+                "rounds": flags.rounds,
+                "clock": flags.clock,
+                "peak_gmacs": peak,
+                "read_gb_per_s": reading,
+                "full": [asdict(row) for row in full],
+                "rows": [asdict(row) for row in rows],
+                "forecasts": [asdict(row) | {"error": row.error} for row in forecasts],
+            }
+        )
+    )
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

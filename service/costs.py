@@ -1,0 +1,222 @@
+"""What a batch will take at a budget on this machine: measured at start, then looked up.
+
+The time of a path is not its share of the MACs: it depends on the machine, its load and the batch.
+So the engine is timed itself, on rows whose caps make it spend a budget whatever the images show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle import Card
+from models.compute import MacTable
+from service.engines.base import Engine, Floats
+
+# A budget between two of these is interpolated, as is a batch; beyond the largest, extrapolated.
+BUDGETS = (0.1, 0.2, 0.35, 0.6, 1.0)
+BATCHES = (1, 4, 16)
+# What budgets are averaged over, where a batch is smaller.
+LEAST_ROWS = 8
+# All measurements of one model; one that has begun is finished.
+LIMIT_S = 0.2
+Cell = tuple[float, int]
+# Paid to compute: what holds a row back is its cap alone.
+PAID = -1e3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one batch takes at a budget: milliseconds for all its images."""
+
+    budget: float
+    batch: int
+    ms: float
+
+
+class CostTable:
+    """Times by budget and batch, and what lies between them."""
+
+    def __init__(self, costs: list[Cost]) -> None:
+        """Keep times that were measured for every combination of their budgets and batches."""
+        self._budgets = sorted({cost.budget for cost in costs})
+        self._batches = sorted({cost.batch for cost in costs})
+        times = {(cost.budget, cost.batch): cost.ms for cost in costs}
+        ms = np.array([[times[b, n] for n in self._batches] for b in self._budgets])
+        # Less never takes longer; where it seemed to, other work was in the way.
+        for axis in (0, 1):
+            ms = np.flip(np.minimum.accumulate(np.flip(ms, axis), axis), axis)
+        self._ms = ms
+
+    @property
+    def costs(self) -> list[Cost]:
+        """All times, by rising budget and batch."""
+        return [
+            Cost(budget, batch, float(self._ms[i, j]))
+            for i, budget in enumerate(self._budgets)
+            for j, batch in enumerate(self._batches)
+        ]
+
+    def ms(self, budget: float, batch: int) -> float:
+        """Milliseconds that a batch is expected to take, all its images together.
+
+        Args:
+            budget: in (0, 1]; below the lowest that was measured it takes as long as that.
+            batch: number of images, 1 or more.
+        """
+        at_budget = np.array([np.interp(budget, self._budgets, ms) for ms in self._ms.T])
+        if batch <= self._batches[-1]:
+            return float(np.interp(batch, self._batches, at_budget))
+        fewer, most = self._batches[-2:]
+        slope = (at_budget[-1] - at_budget[-2]) / (most - fewer)
+        return float(at_budget[-1] + slope * (batch - most))
+
+
+def measure(
+    engine: Engine,
+    card: Card,
+    *,
+    limit_s: float = LIMIT_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> CostTable:
+    """Time an engine that is warm by budget and batch, again and again until the time is up.
+
+    Single images at the lowest budget and at the whole network come first, and always, then the
+    cheapest; what a slow machine leaves unmeasured is estimated from them.
+    """
+    budgets = [card.min_fraction, *(b for b in BUDGETS if b > card.min_fraction)]
+    ends = [(budgets[0], BATCHES[0]), (budgets[-1], BATCHES[0])]
+    cells = sorted(
+        itertools.product(budgets, BATCHES),
+        key=lambda cell: (cell not in ends, cell[0] * _rows(*cell)),
+    )
+    table, images = card.table(), _images(card)
+    seen: dict[Cell, list[float]] = {}
+    stop = clock() + limit_s
+    # Cells in turn, so that what disturbs a moment disturbs all of them alike.
+    for budget, batch in itertools.cycle(cells):
+        if clock() >= stop and len(seen) >= len(ends):
+            break
+        ms = _timed(engine, images, table, budget, batch, clock)
+        seen.setdefault((budget, batch), []).append(ms)
+    # Other work can only add to a time, so the least is the nearest to the truth.
+    known = {cell: min(times) for cell, times in seen.items()}
+    _estimate_rest(known, budgets)
+    return CostTable([Cost(*cell, ms) for cell, ms in sorted(known.items())])
+
+
+def _estimate_rest(known: dict[Cell, float], budgets: list[float]) -> None:
+    """Add what was not measured.
+
+    Single images lie between those that were; a larger batch gains on them what it does at the
+    next lower budget.
+    """
+    single = {budget: ms for (budget, batch), ms in sorted(known.items()) if batch == BATCHES[0]}
+    for budget in budgets:
+        between = np.interp(budget, list(single), list(single.values()))
+        known.setdefault((budget, BATCHES[0]), float(between))
+    for fewer, batch in itertools.pairwise(BATCHES):
+        gain = batch / fewer
+        for budget in budgets:
+            if (budget, batch) in known:
+                gain = known[budget, batch] / known[budget, fewer]
+            else:
+                known[budget, batch] = known[budget, fewer] * gain
+
+
+def _rows(budget: float, batch: int) -> int:
+    """Rows that are timed, so that their mean meets the budget; at 1 all rows are alike."""
+    return batch if budget == 1 else max(batch, LEAST_ROWS)
+
+
+def rows_at(
+    table: MacTable, budget: float, rows: int
+) -> tuple[Floats, npt.NDArray[np.float64], float]:
+    """Penalties and caps that make rows spend a budget on average, whatever their images show.
+
+    Some rows stop after the first path and others run one more. Among all mixtures of paths with
+    this mean it is the most even, whose shares fall exponentially with a path's MACs.
+
+    Args:
+        budget: mean share of the full MACs; what is out of reach becomes the nearest within it.
+    Returns: penalty (rows,) float32, cap (rows,) float64, and the share of the full MACs that the
+        rows really spend, which a few of them cannot meet exactly.
+    """
+    if budget == 1:
+        return np.zeros(rows, np.float32), np.ones(rows), 1.0
+    penalty = np.full(rows, PAID, np.float32)
+    if not table.looks:
+        cap = np.full(rows, max(budget, table.least / table.full))
+        return penalty, cap, float(cap[0])
+    plans = np.array(table.looks) + np.where(np.arange(len(table.looks)) > 0, table.looks[0], 0)
+    costs = plans / table.full
+    chosen = _nearest(costs, _quantiles(_even_shares(costs, budget), rows), budget)
+    # In an order in which every part is a fair sample.
+    macs = plans[np.random.default_rng(0).permutation(chosen)]
+    # Half a MAC more, so that rounding cannot forbid what is meant.
+    return penalty, (macs + 0.5) / table.full, float(macs.mean() / table.full)
+
+
+def _even_shares(costs: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.float64]:
+    """The shares (M,) of greatest entropy whose mean cost is given, found by bisection."""
+    low, high = -200.0, 200.0
+    for _ in range(60):
+        slope = (low + high) / 2
+        logs = slope * costs
+        weights = np.exp(logs - logs.max())
+        shares: npt.NDArray[np.float64] = weights / weights.sum()
+        low, high = (slope, high) if shares @ costs < mean else (low, slope)
+    return shares
+
+
+def _quantiles(shares: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.int64]:
+    """The choice of each row (rows,), where choices are taken by these shares."""
+    chosen = np.searchsorted(np.cumsum(shares), (np.arange(rows) + 0.5) / rows)
+    return np.minimum(chosen, len(shares) - 1)
+
+
+def _nearest(
+    costs: npt.NDArray[np.float64], chosen: npt.NDArray[np.int64], mean: float
+) -> npt.NDArray[np.int64]:
+    """Choices (rows,) of which one after another is changed while that brings the mean nearer."""
+    chosen = chosen.copy()
+    while True:
+        excess = costs[chosen].sum() - mean * len(chosen)
+        after = np.abs(excess + costs[None, :] - costs[chosen][:, None])
+        row, choice = np.unravel_index(after.argmin(), after.shape)
+        if after[row, choice] >= abs(excess) - 1e-12:
+            return chosen
+        chosen[row] = choice
+
+
+def batches(rows: int, batch: int) -> Iterator[slice]:
+    """Slices of at most `batch` rows each."""
+    return (slice(start, start + batch) for start in range(0, rows, batch))
+
+
+def _images(card: Card) -> Floats:
+    """(N, 3, H, W) of noise, enough for the largest batch."""
+    size, rows = card.preprocessing.size, max(*BATCHES, LEAST_ROWS)
+    return np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)
+
+
+def _timed(
+    engine: Engine,
+    images: Floats,
+    table: MacTable,
+    budget: float,
+    batch: int,
+    clock: Callable[[], float],
+) -> float:
+    """Milliseconds that a batch takes, the mean of enough batches to meet the budget."""
+    rows = _rows(budget, batch)
+    penalty, cap, _ = rows_at(table, budget, rows)
+    start = clock()
+    for part in batches(rows, batch):
+        engine.run(images[:rows][part], penalty[part], cap[part])
+    return (clock() - start) * 1e3 * batch / rows
