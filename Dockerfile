@@ -36,6 +36,12 @@ FROM builder AS gpu-builder
 RUN /venv/bin/pip install '.[gpu]'
 
 FROM base AS gpu
+# Triton compiles what launches its kernels where it runs.
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+USER 10001
+ENV TRITON_CACHE_DIR=/cache/triton
 COPY --from=gpu-builder /venv /venv
 COPY models models
 COPY service service

@@ -8,7 +8,7 @@ DATA   ?=
 OUT    ?=
 BACKBONE ?= mcifarnet
 ARGS   ?=
-BENCH  ?= $(filter-out __init__,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+BENCH  ?= $(filter-out __init__ gpu_check,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
 
 python  := $(VENV)/bin/python
 install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -19,11 +19,11 @@ inputs  := pyproject.toml constraints.txt
 # ONNX Runtime reports to its makers unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help serve test check format train bench clean
+.PHONY: help serve test check format train bench gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(service)  ## the service on HOST:PORT (127.0.0.1:8000); RNP_… variables set the rest
 	@RNP_HOST=$(HOST) RNP_PORT=$(PORT) exec $(python) -m service
@@ -47,6 +47,9 @@ train: $(full)  ## a bundle from images: DATA=folder|data set OUT=directory [BAC
 
 bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS go to each
 	@set -e; for name in $(BENCH); do $(python) -m benchmarks.$$name $(ARGS); done
+
+gpu-check: $(full)  ## all that needs a GPU: correctness, benchmark, profiles, into benchmarks/results
+	@$(python) -m benchmarks.gpu_check $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         default=Path(models.__path__[0]) / "bundles", description="directory of bundle directories"
     )
     model: str | None = Field(default=None, description="default bundle; else the first by name")
-    engine: Literal["auto", "onnx", "torch"] = "auto"
+    engine: Literal["auto", "onnx", "torch", "triton"] = "auto"
     threads: int = Field(
         default_factory=lambda: _cpus(), ge=1, description="of an engine; else one per core"
     )

@@ -1,11 +1,16 @@
 """What tests of several parts share."""
 
 import contextlib
+import os
 import resource
 import signal
 import sys
 
 import pytest
+
+# Triton's kernels run in its interpreter, unless TRITON_INTERPRET=0 sends them to a GPU. It is read
+# when Triton is first imported, which torch may do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

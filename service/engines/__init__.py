@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Literal
@@ -14,15 +15,23 @@ from service.engines.base import Engine
 # ONNX Runtime reports its use to its makers unless told not to before it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+log = logging.getLogger(__name__)
+
 
 class EngineError(RuntimeError):
     """An engine whose libraries are not installed."""
 
 
 def create_engine(
-    bundle: Bundle, kind: Literal["auto", "onnx", "torch"], *, threads: int, cache_dir: Path
+    bundle: Bundle,
+    kind: Literal["auto", "onnx", "torch", "triton"],
+    *,
+    threads: int,
+    cache_dir: Path,
 ) -> Engine:
-    """Make the engine that runs a bundle; "auto" takes the fastest on a CPU.
+    """Make the engine that runs a bundle.
+
+    "auto" is "onnx". Where "triton" cannot run, the log says why and "torch" runs instead.
 
     Raises:
         EngineError: what the engine needs is not installed.
@@ -47,6 +56,19 @@ def warm_up(engine: Engine, bundle: Bundle) -> None:
 
 def _create(bundle: Bundle, kind: str, threads: int, cache_dir: Path) -> Engine:
     # Imported here, as only the chosen engine's libraries need be installed.
+    if kind == "triton":
+        try:
+            from service.engines.triton_engine import TritonEngine, check, check_answers
+
+            check(bundle)
+            engine = TritonEngine(bundle, cache_dir)
+            check_answers(engine, bundle)
+            return engine
+        except Exception as error:  # drivers, compilers and memory fail in ways of their own
+            kind = "torch"
+            log.warning(
+                "engine 'triton' cannot run %s: %s; %r runs instead", bundle.card.name, error, kind
+            )
     if kind == "torch":
         from service.engines.reference import TorchEngine
 

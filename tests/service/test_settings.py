@@ -26,7 +26,7 @@ def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
         ("RNP_ZZZZZZZZ", "1", "RNP_ZZZZZZZZ is no setting: did you mean RNP_HOST, "),
         ("RNP_PORT", "abc", "RNP_PORT is 'abc': input should be a valid integer"),
         ("RNP_BUDGET", "0", "RNP_BUDGET is '0': input should be greater than 0"),
-        ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx' or 'torch'"),
+        ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx', 'torch' or "),
         ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 128"),
     ],
 )
