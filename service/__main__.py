@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -16,16 +17,33 @@ from service.state import Service
 
 
 class Server(uvicorn.Server):
-    """Lets requests that arrive on open connections after a stop signal know that it stops."""
+    """Stops in two steps: first it is said that it leaves, then no more is taken.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    In between, whoever asks is answered, for as long as others may need to learn of it.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, lame_duck_s: float) -> None:
         super().__init__(config)
         self._service = service
+        self._lame_duck_s = lame_duck_s
+        self._stop_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGTERM and SIGINT."""
-        self._service.drain()
-        super().handle_exit(sig, frame)
+        """Called on SIGTERM and SIGINT; a second one, and that of Ctrl-C, is not put off."""
+        if self.should_exit:
+            super().handle_exit(sig, frame)
+            return
+        put_off = sig == signal.SIGTERM and self._service.phase == "ready"
+        self._stop_at = time.monotonic() + (self._lame_duck_s if put_off else 0)
+        self._service.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every 0.1 s; whether to stop."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        if stop := await super().on_tick(counter):
+            self._service.drain()
+        return stop
 
 
 def main() -> int:
@@ -53,6 +71,7 @@ def main() -> int:
             timeout_graceful_shutdown=settings.drain_s,
         ),
         service,
+        settings.lame_duck_s,
     )
     service.on_failure = lambda: setattr(server, "should_exit", True)
     server.run()

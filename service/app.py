@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +9,7 @@ from fastapi import FastAPI
 
 from service.engines.base import Engine
 from service.middleware import Observer
-from service.routes import budget, classify, docs, models, operations, v2
+from service.routes import budget, classify, docs, models, operations, repository, v2
 from service.routes.errors import add_error_handlers
 from service.settings import Settings, load_settings
 from service.state import Service
@@ -38,12 +37,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     app.state.service = service
-    routers = [part.router for part in (classify, budget, models, v2, operations, docs)]
+    routers = [part.router for part in (classify, budget, models, repository, v2, operations, docs)]
     for router in routers:
         app.include_router(router)
     docs.mount_static(app)
     add_error_handlers(app)
-    app.add_middleware(Observer, metrics=service.metrics)
+    app.add_middleware(Observer, metrics=service.metrics, leaving=lambda: service.leaving)
     service.metrics.start_routes(route.path for router in routers for route in router.routes)
     return app
 
@@ -55,4 +54,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await asyncio.to_thread(service.close)
+        await service.close()

@@ -28,14 +28,14 @@ class Call:
     started: float
 
 
-def resolve(service: Service, query: ClassifyQuery, request_id: str, started: float) -> Call:
-    """Check a request before its body is read.
+def resolve(
+    service: Service, model: ServedModel, query: ClassifyQuery, request_id: str, started: float
+) -> Call:
+    """Check a request before its body is read; the caller holds the model until it is answered.
 
     Raises:
-        ServiceError: not ready, an unknown model, or a budget or cap that it cannot reach.
+        ServiceError: a budget or cap that the model cannot reach.
     """
-    service.check_ready()
-    model = service.model(query.model)
     budget = query.budget
     if budget is None:
         budget = service.budget.of(model.min_fraction)
@@ -81,7 +81,7 @@ async def _answer_one(
 ) -> Answered | ServiceError:
     loop = asyncio.get_running_loop()
     card, limits = call.model.card, call.limits
-    metrics, decode_s = service.model_metrics[card.name], 0.0
+    metrics, decode_s = call.model.metrics, 0.0
     try:
         if isinstance(image, bytes):
             values, decode_s = await loop.run_in_executor(

@@ -4,11 +4,13 @@ ServiceError
 ├── NotAnImage, BadMultipart, BadRequest, NotOffered  400
 ├── NotFound                                          404
 ├── MethodNotAllowed                                  405
+├── DefaultModel                                      409
 ├── BodyTooLarge, TooManyPixels, TooManyParts         413
 ├── FormatNotAllowed                                  415
 ├── BadParameter                                      422
-│   ├── UnknownModel, MissingPart
+│   ├── UnknownModel (UnknownPath 404), MissingPart
 │   └── BudgetTooLow, CapTooLow
+├── BadBundle                                         422
 ├── QueueFull                                         429
 ├── InternalError                                     500
 └── Starting, Draining                                503
@@ -65,6 +67,12 @@ class MethodNotAllowed(ServiceError):
     status, code = 405, "method_not_allowed"
 
 
+class DefaultModel(ServiceError):
+    """The default model, which cannot be unloaded."""
+
+    status, code = 409, "default_model"
+
+
 class BodyTooLarge(ServiceError):
     """More bytes than allowed, announced or sent."""
 
@@ -101,6 +109,12 @@ class UnknownModel(BadParameter):
     code = "unknown_model"
 
 
+class UnknownPath(UnknownModel):
+    """The same where the path names it, not a parameter."""
+
+    status = 404
+
+
 class MissingPart(BadParameter):
     """A multipart body without a part named `file`."""
 
@@ -117,6 +131,12 @@ class CapTooLow(BadParameter):
     """A cap below the cheapest path."""
 
     code = "cap_too_low"
+
+
+class BadBundle(ServiceError):
+    """A bundle on disk that cannot be served."""
+
+    status, code = 422, "bad_bundle"
 
 
 class QueueFull(ServiceError):

@@ -108,6 +108,7 @@ class Model(BaseModel):
 
     name: str
     default: bool
+    digest: str = Field(description="SHA-256 of the bundle")
     labels: list[str]
     full_macs: int
     min_fraction: float = Field(description="the lowest budget that can be reached")
@@ -118,6 +119,18 @@ class Model(BaseModel):
     engine: str
     curve: list[CurvePoint]
     costs: list[CostPoint] = Field(description="by budget and batch; empty if not measured")
+
+
+class BundlePath(BaseModel):
+    """Where the bundle of a model lies."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(
+        None,
+        description="a directory's name in the bundles' directory; absent: the one whose card has "
+        "the model's name",
+    )
 
 
 class Models(BaseModel):

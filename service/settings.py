@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
     max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
     decode_threads: int = Field(default=2, ge=1)
+    lame_duck_s: float = Field(
+        default=0, ge=0, description="seconds from SIGTERM in which /readyz says no, but all answer"
+    )
     drain_s: int = Field(
         default=30, ge=0, description="seconds that requests in flight get at a stop"
     )

@@ -22,11 +22,12 @@ async def get_budget(service: ServiceDep) -> FixedBudget:
     "/budget",
     summary="Put a budget in force",
     response_model=FixedBudget,
-    responses=error_docs(422),
+    responses=error_docs(422, 503),
 )
 async def put_budget(budget: FixedBudget, service: ServiceDep) -> FixedBudget:
     """Set the budget of requests that name none, from the next one on."""
-    card = service.bundles[service.default].card
-    check_budget(card.name, budget.budget, card.min_fraction)
+    service.check_ready()
+    model = service.model(None)
+    check_budget(model.card.name, budget.budget, model.min_fraction)
     service.budget.set(budget.budget)
     return budget

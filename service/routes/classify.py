@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
-from service.classifier import classify, resolve
+from service.classifier import Call, classify, resolve
 from service.errors import FormatNotAllowed, ServiceError
 from service.multipart import file_parts
 from service.routes.bodies import read_body
@@ -35,6 +36,15 @@ _BODY: dict[str, Any] = {
 }
 
 
+async def _call(
+    request: Request, query: Annotated[ClassifyQuery, Query()], service: ServiceDep
+) -> AsyncIterator[Call]:
+    """What is asked, checked before the body is read; its model is held until it is answered."""
+    service.check_ready()
+    with service.hold(query.model) as model:
+        yield resolve(service, model, query, request.state.request_id, request.state.started)
+
+
 @router.post(
     "/classify",
     summary="Classify images within a budget",
@@ -43,10 +53,9 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def post_classify(
-    request: Request, query: Annotated[ClassifyQuery, Query()], service: ServiceDep
+    request: Request, call: Annotated[Call, Depends(_call)], service: ServiceDep
 ) -> Classification | Classifications:
     """Classify one image, or the images of a multipart body, within a budget."""
-    call = resolve(service, query, request.state.request_id, request.state.started)
     content_type = _content_type(request)
     body = await read_body(request, service.settings.max_body_bytes)
     if content_type.lower().startswith("multipart/"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.bundle import BundleError, write_bundle
+from service.budget import Budget
 from service.errors import BudgetTooLow, CapTooLow
 from service.metrics import Metrics
 from service.registry import Limits, ServedModel, read_bundles, serve_bundle
@@ -15,7 +16,8 @@ from tests.service.support import FakeEngine, add_bundle, make_card
 
 @pytest.fixture
 def model(bundles: Path, settings: Settings, engine: FakeEngine):
-    model = serve_bundle(read_bundles(bundles)["tiny"], engine, settings, Metrics())
+    bundle = read_bundles(bundles)["tiny"]
+    model = serve_bundle(bundle, engine, settings, Metrics(), Budget(0.5))
     yield model
     model.batcher.close()
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 
-from models.bundle import Card
+from models.bundle import Card, read_bundle
 
 
-def test_get_models_tells_what_every_budget_costs(client: httpx.Client, card: Card) -> None:
+def test_get_models_tells_what_every_budget_costs(
+    client: httpx.Client, card: Card, bundles: Path
+) -> None:
     (model,) = client.get("/models").json()["models"]
     assert model == {
         "name": "tiny",
         "default": True,
+        "digest": read_bundle(bundles / "tiny").digest,
         "labels": ["cat", "dog", "owl"],
         "full_macs": card.table().full,
         "min_fraction": 0.2,
