@@ -145,8 +145,8 @@ class Loader:
             return self._build(find_bundle(self._settings.bundles, name, directory))
         except Exception as error:  # files and engines fail in ways of their own
             logger.warning("not loaded", extra={"model": name}, exc_info=True)
-            still = "what was served before still is" if name in self.served else "mend it"
-            raise BadBundle(f"{name} cannot be loaded: {error}: {still}") from error
+            state = "stays as it was" if name in self.served else "is not loaded"
+            raise BadBundle(f"{name} {state}: {error}") from error
 
     def _build(self, bundle: Bundle) -> _Built:
         engine = create_engine(
