@@ -203,7 +203,7 @@ def _path_of(directory: Path, name: str) -> Path:
 
 def _child(directory: Path, child: str) -> Path:
     """A directory's own child: no way leads out of it, by `..` or by a link."""
-    if child.startswith(".") or Path(child).name != child or "\0" in child:
+    if not child or child.startswith(".") or Path(child).name != child or "\0" in child:
         raise BundleError(f"path is {child!r}: it must be the plain name of a directory")
     path = directory / child
     if not (path / CARD).resolve().is_relative_to(directory.resolve()):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,3 +78,38 @@ def test_budget_series_follows_the_budget_and_the_least(card: Card) -> None:
     assert read(metrics)["rnp_budget", "tiny"] == 0.3
     budget.set(0.01)
     assert read(metrics)["rnp_budget", "tiny"] == card.min_fraction
+
+
+def of_model(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return {key: value for key, value in read(metrics).items() if "tiny" in key[1:]}
+
+
+def test_remove_lets_all_series_of_a_model_vanish(card: Card) -> None:
+    metrics = Metrics()
+    before = read(metrics)
+    model = ModelMetrics(metrics, card, Budget(0.5))
+    assert len(read(metrics)) > len(before)
+    model.remove()
+    assert read(metrics) == before
+    # A request that is still under way when its model is unloaded.
+    model.observe(answer(10, 4, 1, 2))
+    assert read(metrics) == before
+
+
+def test_remove_leaves_counters_to_a_successor(card: Card) -> None:
+    metrics = Metrics()
+    old = ModelMetrics(metrics, card, Budget(0.5))
+    old.observe(answer(10, 4, 1, 2))
+    layers = card.backbone.layers
+    shorter = dataclasses.replace(card.backbone, layers=layers[:2])
+    looks = dataclasses.replace(card.agent, paths=((1, 1), (4, 4)))
+    new = ModelMetrics(
+        metrics, dataclasses.replace(card, backbone=shorter, agent=looks), Budget(0.5)
+    )
+    old.remove(successor=new)
+    new.observe(answer(10, 3, 3))
+    samples = of_model(metrics)
+    assert samples["rnp_images_total", "tiny"] == 2
+    assert samples["rnp_full_flops", "tiny"] < 2 * card.table().full
+    groups = {key[1]: v for key, v in samples.items() if key[0] == "rnp_layer_groups_total"}
+    assert groups == {"0": 7, "1": 4}
