@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import sys
 import time
 from types import FrameType
@@ -14,6 +16,9 @@ from service import logs
 from service.app import create_app
 from service.settings import SettingsError, load_settings
 from service.state import Service
+
+# For the first request of a connection that was made just before a stop.
+_LINGER_S = 0.1
 
 
 class Server(uvicorn.Server):
@@ -41,9 +46,15 @@ class Server(uvicorn.Server):
         """Called every 0.1 s; whether to stop."""
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
-        if stop := await super().on_tick(counter):
-            self._service.drain()
-        return stop
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what comes on those there are, then finish."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
+        self._service.drain()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
