@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -137,14 +138,18 @@ def serve_bundle(
     )
 
 
-def read_bundles(directory: Path) -> dict[str, Bundle]:
+def read_bundles(directory: Path, children: Sequence[str] = ()) -> dict[str, Bundle]:
     """Read and verify every bundle of a directory, by name.
+
+    Args:
+        children: the bundles' own directories, if not all.
 
     Raises:
         BundleError: there is none, one is not whole, or two have the same name.
     """
     bundles: dict[str, Bundle] = {}
-    for path in sorted(card.parent for card in directory.glob(f"[!.]*/{CARD}")):
+    found = sorted(card.parent for card in directory.glob(f"[!.]*/{CARD}"))
+    for path in [_child(directory, child) for child in children] or found:
         bundle = read_bundle(path)
         name = bundle.card.name
         if name in bundles:

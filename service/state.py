@@ -41,8 +41,8 @@ class Service:
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
-        bundles = read_bundles(settings.bundles)
-        self.default = _default(settings.model, list(bundles))
+        bundles = read_bundles(settings.bundles, settings.load)
+        self.default = _default(settings.model, sorted(bundles))
         self.budget = Budget(settings.budget)
         self.metrics = Metrics()
         given = {self.default: engine} if engine else {}

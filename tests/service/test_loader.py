@@ -218,6 +218,14 @@ def test_load_at_once_takes_turns(client: httpx.Client, shelf: Path) -> None:
     assert [answer.json()["name"] for answer in answers] == ["tiny", "zebra"] * 2
 
 
+def test_start_loads_only_what_it_is_told_to(settings: Settings) -> None:
+    with serve(create_app(settings.model_copy(update={"load": ("zebra",)}))) as client:
+        (model,) = client.get("/models").json()["models"]
+        assert (model["name"], model["default"]) == ("zebra", True)
+        checked(put(client, "tiny"))
+        checked(client.post("/classify?model=tiny", content=png()))
+
+
 def series(client: httpx.Client, model: str) -> dict[str, float]:
     lines = client.get("/metrics").text.splitlines()
     found = (line.rsplit(" ", 1) for line in lines if f'model="{model}"' in line)
