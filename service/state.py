@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
@@ -109,23 +109,14 @@ class Service:
             raise _stopping()
 
     def model(self, name: str | None) -> ServedModel:
-        """The model of this name, or the default one; for use until the next `await` only.
+        """The model of this name, or the default one.
+
+        After the next `await` it may be served no more, unless it is held: `with model.uses`.
 
         Raises:
             UnknownModel: none of this name is served.
         """
         return self.loader.find(self.default if name is None else name)
-
-    @contextmanager
-    def hold(self, name: str | None) -> Iterator[ServedModel]:
-        """The model of this name, or the default one, which answers until it is let go.
-
-        Raises:
-            UnknownModel: none of this name is served.
-        """
-        model = self.model(name)
-        with model.uses:
-            yield model
 
     async def load(self, name: str, directory: str | None = None) -> ServedModel:
         """Serve a bundle that lies on disk, in place of what had the name.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -47,14 +46,18 @@ _BODY: dict[str, Any] = {
 }
 
 
-async def _served(request: Request, service: ServiceDep, name: str) -> AsyncIterator[ServedModel]:
-    """The model that a path names, of whose versions there is one, held until all is answered."""
+async def _served(request: Request, service: ServiceDep, name: str) -> ServedModel:
+    return _find(request, service, name)
+
+
+def _find(request: Request, service: Service, name: str) -> ServedModel:
+    """The model that a path names, of whose versions there is one."""
     service.check_ready()
-    with service.hold(name) as model:
-        version = request.path_params.get("version", VERSION)
-        if version != VERSION:
-            raise UnknownModel(f"{name} has no version {version!r}: its only one is {VERSION}")
-        yield model
+    model = service.model(name)
+    version = request.path_params.get("version", VERSION)
+    if version != VERSION:
+        raise UnknownModel(f"{name} has no version {version!r}: its only one is {VERSION}")
+    return model
 
 
 ModelDep = Annotated[ServedModel, Depends(_served)]
@@ -118,8 +121,14 @@ async def get_model_statistics(model: ModelDep) -> dict[str, Any]:
 
 @router.post(f"{_ONE}/infer", summary="Classify images", openapi_extra=_BODY)
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
-async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
+async def post_infer(request: Request, name: str, service: ServiceDep) -> Response:
     """Classify encoded images, or preprocessed ones, within the parameters `budget` and `cap`."""
+    model = _find(request, service, name)
+    with model.uses:
+        return await _infer(request, model, service)
+
+
+async def _infer(request: Request, model: ServedModel, service: Service) -> Response:
     body = await read_body(request, service.settings.max_body_bytes)
     loop = asyncio.get_running_loop()
     wanted = await loop.run_in_executor(service.decoders, _read, request, body, model, service)
