@@ -12,6 +12,7 @@ from service.errors import FormatNotAllowed, ServiceError
 from service.multipart import file_parts
 from service.routes.bodies import read_body
 from service.routes.errors import error_body, error_docs
+from service.routes.presence import while_connected
 from service.schemas import Classification, Classifications, ClassifyQuery, ErrorBody
 from service.state import Service, ServiceDep
 
@@ -39,7 +40,7 @@ _BODY: dict[str, Any] = {
     "/classify",
     summary="Classify images within a budget",
     response_model=Classification | Classifications,
-    responses=error_docs(400, 413, 415, 422, 429, 503),
+    responses=error_docs(400, 413, 415, 422, 429, 503, 504),
     openapi_extra=_BODY,
 )
 async def post_classify(
@@ -53,9 +54,9 @@ async def post_classify(
         parts = await asyncio.get_running_loop().run_in_executor(
             service.decoders, file_parts, body, content_type, service.settings.max_parts
         )
-        results = await classify(service, call, parts)
+        results = await while_connected(request, classify(service, call, parts))
         return Classifications(results=[_part(service, result) for result in results])
-    (result,) = await classify(service, call, [body])
+    (result,) = await while_connected(request, classify(service, call, [body]))
     if isinstance(result, ServiceError):
         raise result
     return result
