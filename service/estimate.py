@@ -1,9 +1,11 @@
-"""How long the next batch will take: the table that was measured at start, and what was seen since.
+"""How long the next batch will take: what was measured at start, and what was seen since.
 
-    time = factor · (b + Σ a(share))
+    time = factor · (b + Σ (r + s · share))
 
-with a row's part `a` and a batch's part `b` from the table. The factor is learnt from every batch:
-the machine does other work too, and more of it under load.
+over a batch's rows: a part for the batch, a part for each row, and one for the compute that the row
+takes. The three are fitted by least squares to the table of costs, and then to every batch since,
+the old ones fading (recursive least squares with forgetting). The factor follows the last few
+batches, as the machine does other work too.
 """
 
 from __future__ import annotations
@@ -14,7 +16,12 @@ import numpy.typing as npt
 from service.costs import CostTable
 from service.typical import Typical
 
-Shares = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
+
+# What is kept of the past with every batch, and what the table counts beside it, in batches.
+_KEPT, _TABLE = 0.99, 2.0
+# A batch that took longer than this many times what was expected was disturbed.
+_DISTURBED = 4.0
 
 
 class Estimate:
@@ -27,51 +34,63 @@ class Estimate:
 
     def __init__(self, costs: CostTable | None) -> None:
         """Start from a table; without one all is taken to be free until the first batch."""
+        self._first = self._parts = np.zeros(3)
+        self._table, self._seen = np.zeros((3, 3)), np.zeros((3, 4))
         self._factor = Typical(None if costs is None else 1.0)
-        self._budgets, self._row, self._batch = _lines(costs)
+        # How much slower the machine is than the table says.
+        self._slower = Typical(1.0)
         self.decode, self.after = Typical(), Typical()
+        if costs is not None:
+            cells = np.array([[c.budget * c.batch, c.batch, 1.0, c.ms / 1e3] for c in costs.costs])
+            self._start(cells / cells[:, 3:])
 
-    def rows(self, shares: Shares, deviations: float = 0) -> Shares:
+    def rows(self, shares: Floats, deviations: float = 0) -> Floats:
         """Seconds that rows add to their batch.
 
         Args:
             shares: any shape, of the full MACs.
             deviations: how many mean deviations to allow for, beyond the mean.
         """
-        return self._factor.high(deviations) * self._plain_rows(shares)
+        compute, row, _ = self._parts
+        seconds: Floats = self._factor.high(deviations) * (row + compute * shares)
+        return seconds
 
     def batch(self, deviations: float = 0) -> float:
         """Seconds that a batch takes beyond its rows."""
-        return self._factor.high(deviations) * self._batch
+        return float(self._factor.high(deviations) * self._parts[2])
 
-    def learn(self, shares: Shares, seconds: float) -> None:
+    def learn(self, shares: Floats, seconds: float) -> None:
         """See a batch whose rows took these shares (N,) of the full MACs."""
-        expected = self._batch + float(self._plain_rows(shares).sum())
-        self._factor.add(seconds / expected)
+        batch = np.array([shares.sum(), len(shares), 1.0, seconds])
+        if not self._parts.any():
+            self._start(np.array([batch / seconds]))
+        expected = float(batch[:3] @ self._parts)
+        self._factor.add(min(seconds / expected, _DISTURBED))
+        batch[3] = min(seconds, _DISTURBED * expected)
+        self._slower.add(batch[3] / float(batch[:3] @ self._first))
+        # Relative errors count, or the largest batches would decide alone.
+        batch /= expected
+        self._seen *= _KEPT
+        self._seen += np.outer(batch[:3], batch)
+        # The table's times as they would be now, and its errors relative to those.
+        table = self._table / self._slower.mean**2
+        wanted = self._seen[:, 3] + table @ (self._first * self._slower.mean)
+        self._parts = _least_squares(self._seen[:, :3] + table, wanted)
 
-    def _plain_rows(self, shares: Shares) -> Shares:
-        # Several looks can cost more than the full network, which is where the table ends.
-        within = np.interp(shares, self._budgets, self._row)
-        return within * np.maximum(shares, 1)
+    def _start(self, rows: Floats) -> None:
+        """Fit the parts to rows (N, 4) of what a batch consists of and its time, over its time."""
+        self._table = _TABLE / len(rows) * rows[:, :3].T @ rows[:, :3]
+        wanted = _TABLE / len(rows) * rows[:, :3].T @ rows[:, 3]
+        self._first = self._parts = _least_squares(self._table, wanted)
 
 
-def _lines(costs: CostTable | None) -> tuple[Shares, Shares, float]:
-    """The budgets (B,) of a table, seconds of a row at each of them (B,), and of a batch."""
-    if costs is None:
-        return np.array([0.0, 1.0]), np.array([1e-9, 1.0]), 0.0
-    times = {(cost.budget, cost.batch): cost.ms / 1e3 for cost in costs.costs}
-    budgets = sorted({budget for budget, _ in times})
-    batches = sorted({batch for _, batch in times})
-    one, most = batches[0], batches[-1]
-    row = np.array(
-        [
-            (times[b, most] - times[b, one]) / (most - one) if most > one else times[b, one] / one
-            for b in budgets
-        ]
-    )
-    # A row is never free, whatever noise says.
-    row = np.maximum(row, [times[b, most] / most / 4 for b in budgets])
-    batch = np.mean(
-        [max(times[b, one] - one * part, 0) for b, part in zip(budgets, row, strict=True)]
-    )
-    return np.array(budgets), row, float(batch)
+def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
+    """What solves the normal equations (3, 3), without parts that would be negative."""
+    parts, some = np.zeros(3), np.arange(3)
+    while len(some):
+        found = np.linalg.lstsq(matrix[np.ix_(some, some)], wanted[some], rcond=None)[0]
+        if (found >= 0).all():
+            parts[some] = found
+            break
+        some = np.delete(some, found.argmin())
+    return parts

@@ -1,7 +1,7 @@
 """The budget of one model that follows the load: down at once, back up slowly.
 
 The planner says before every batch what the time allows. A single batch never gets more than that;
-the budget in force goes there within a tenth of a second, and returns over seconds, so that
+the budget in force goes there in tenths of a second, and returns over seconds, so that
 it does not swing with every burst.
 """
 
@@ -15,7 +15,7 @@ from service.budget import Auto
 logger = logging.getLogger(__name__)
 
 # Seconds in which the budget covers most of its way, down and up.
-_DOWN_S, _UP_S = 0.1, 2.0
+_DOWN_S, _UP_S = 0.3, 4.0
 # Nearer than this it has arrived.
 _THERE = 0.01
 # The share of requests that may miss the target, and how much of it is aimed at.
