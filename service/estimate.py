@@ -69,7 +69,7 @@ class Estimate:
         batch[3] = min(seconds, _DISTURBED * expected)
         self._slower.add(batch[3] / float(batch[:3] @ self._first))
         # Relative errors count, or the largest batches would decide alone.
-        batch /= expected
+        batch /= max(seconds, expected)
         self._seen *= _KEPT
         self._seen += np.outer(batch[:3], batch)
         # The table's times as they would be now, and its errors relative to those.
