@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from service.budget import Budget
+from service.budget import Auto, Budget, Fixed
 from service.engines.base import Engine
 from service.errors import DefaultModel, Draining, Starting
 from service.loader import Loader
@@ -43,7 +43,7 @@ class Service:
         self.settings = settings
         bundles = read_bundles(settings.bundles, settings.load)
         self.default = _default(settings.model, sorted(bundles))
-        self.budget = Budget(settings.budget)
+        self.budget = Budget(start_mode(settings))
         self.metrics = Metrics()
         given = {self.default: engine} if engine else {}
         self.loader = Loader(settings, self.metrics, self.budget, bundles, given)
@@ -118,6 +118,12 @@ class Service:
         """
         return self.loader.find(self.default if name is None else name)
 
+    @property
+    def budget_in_force(self) -> float:
+        """What a request to the default model gets that names no budget."""
+        model = self.models.get(self.default)
+        return model.budget_in_force if model else self.budget.of(0)
+
     async def load(self, name: str, directory: str | None = None) -> ServedModel:
         """Serve a bundle that lies on disk, in place of what had the name.
 
@@ -159,6 +165,13 @@ class Service:
 
 def _stopping() -> Draining:
     return Draining("the service is stopping: ask another one, or again later")
+
+
+def start_mode(settings: Settings) -> Fixed | Auto:
+    """The budget's mode that the settings ask for."""
+    if settings.target_p95_ms is None:
+        return Fixed(settings.budget)
+    return Auto(settings.target_p95_ms / 1e3, settings.floor)
 
 
 def _default(name: str | None, known: list[str]) -> str:

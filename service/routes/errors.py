@@ -12,18 +12,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError, UnknownModel
-from service.schemas import BundlePath, ClassifyQuery, ErrorBody, FixedBudget
+from service.schemas import AutoBudget, BundlePath, ClassifyQuery, ErrorBody, FixedBudget
 
 # Where the Open Inference Protocol lives.
 PROTOCOL = "/v2"
 
 _SHOWN_INPUT = 80
 
-# Of a query, and of the bodies of routes.
+# By where they are, a budget by its mode.
 _KNOWN_FIELDS: dict[str, type[BaseModel]] = {
     "query": ClassifyQuery,
-    "/budget": FixedBudget,
-    "/models/{name}": BundlePath,
+    "fixed": FixedBudget,
+    "auto": AutoBudget,
+    "body": BundlePath,
 }
 
 
@@ -67,18 +68,22 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, RequestValidationError):
-        return BadParameter(_sentence(error.errors()[0], request.scope["route"].path))
+        return BadParameter(_sentence(error.errors()[0]))
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
     return NotFound(f"{request.url.path} does not exist: see /docs")
 
 
-def _sentence(error: dict[str, Any], route: str) -> str:
+def _sentence(error: dict[str, Any]) -> str:
     """A validation error in words, with the value and the choices."""
     where, name = error["loc"][0], error["loc"][-1]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_KNOWN_FIELDS[where if where == "query" else route].model_fields))
+        known = ", ".join(sorted(_KNOWN_FIELDS[error["loc"][-2]].model_fields))
         return f"{name} is no parameter: the known ones are {known}"
+    if error["type"] == "union_tag_invalid":
+        return f"mode is {error['ctx']['tag']!r}: choose one of {error['ctx']['expected_tags']}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     if (where == "body" and len(error["loc"]) == 1) or error["type"] == "json_invalid":
         return "the body is not a JSON object sent as application/json"
     if error["type"] == "missing":

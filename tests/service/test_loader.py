@@ -238,7 +238,8 @@ def test_series_of_a_model_come_and_go_with_it(client: httpx.Client) -> None:
     before = series(client, "zebra")
     assert before[images] == 1
     put(client, "zebra")
-    assert series(client, "zebra") == before
+    # What it learnt from live images is not the new one's.
+    assert series(client, "zebra") == before | {'rnp_budget_error{model="zebra"}': 0}
     client.post("/classify?model=zebra", content=png())
     assert series(client, "zebra")[images] == 2
     client.delete("/models/zebra")

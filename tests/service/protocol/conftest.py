@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.budget import Budget
+from service.budget import Budget, Fixed
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles, serve_bundle
 from service.settings import Settings
@@ -14,7 +14,8 @@ from tests.service.support import FakeEngine
 
 @pytest.fixture
 def model(bundles: Path, settings: Settings, engine: FakeEngine) -> Iterator[ServedModel]:
-    bundle = read_bundles(bundles)["tiny"]
-    model = serve_bundle(bundle, engine, settings, Metrics(), Budget(0.5))
+    model = serve_bundle(
+        read_bundles(bundles)["tiny"], engine, settings, Metrics(), Budget(Fixed(0.5))
+    )
     yield model
     model.batcher.close()
