@@ -54,9 +54,7 @@ def paths_graph(bundle: Bundle) -> OnnxGraph:
         (TensorProto.FLOAT, [None, None]),
     ]
     # Most images are run along the first path, and its time is the shortest.
-    chosen = wiring.scope.choose_early("path", len(agent.paths), write, outputs)
-    for value, name in zip(chosen, ("logits", "gain"), strict=True):
-        wiring.scope.rename(value, name)
+    wiring.scope.choose_early("path", len(agent.paths), write, outputs, ["logits", "gain"])
     inputs = [
         wiring.network.image("N"),
         helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N"]),

@@ -138,16 +138,23 @@ class Scope:
         return self._branch(width, range(groups), branch, outputs, lambda part: len(part) // 2)
 
     def choose_early(
-        self, index: str, cases: int, branch: Branch, outputs: Sequence[Output]
-    ) -> list[str]:
-        """Run one of some branches, the sooner the lower its number; return its outputs' names.
+        self,
+        index: str,
+        cases: int,
+        branch: Branch,
+        outputs: Sequence[Output],
+        names: Sequence[str],
+    ) -> None:
+        """Run one of two or more branches, the sooner the lower its number.
 
         Args:
             index: the name of the number, one int64.
             branch: called as branch(scope, number) for every number; returns its outputs.
-            outputs: what these are.
+            outputs: what these are. names: by which they are known outside the graph.
         """
-        return self._branch(index, range(cases), branch, outputs, lambda part: 1)
+        self._branch(index, range(cases), branch, outputs, lambda part: 1)
+        # Nodes that rename would take as long as the choice.
+        self._nodes[-1].output[:] = names
 
     def _branch(
         self,
