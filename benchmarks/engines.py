@@ -238,7 +238,7 @@ def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
 
 def _print_tables(full: list[Full], rows: list[Row]) -> None:
     first = rows[0]
-    print(f"\n{first.network}, {first.threads} threads, batch {first.batch}\n")
+    print(f"\n{first.network}, threads: {first.threads}, batch: {first.batch}\n")
     print("| whole network | ms an image | GMAC a second |\n|---|---|---|")
     for rival in full:
         print(f"| {rival.rival} | {_spread(rival.ms, '.3f')} | {rival.gmacs:.1f} |")
