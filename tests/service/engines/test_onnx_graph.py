@@ -323,7 +323,7 @@ def test_engine_of_whole_paths_makes_no_more_threads_than_it_is_given(threads: i
     assert len(running() - before) == threads - 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists threads so")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux times threads so")
 def test_engine_threads_without_work_soon_sleep() -> None:
     bundle, before = random_bundle(RESIDUAL, "paths"), running()
     engine, rows = OnnxEngine(bundle, threads=2), mixed_rows(bundle)
