@@ -11,6 +11,7 @@ from models.compute import FLOPS_PER_MAC, MacTable, path_macs
 from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import ServiceError, from_image_error
+from service.notes import note_image
 from service.ranking import probabilities, ranking
 from service.registry import Limits, ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
@@ -99,6 +100,15 @@ async def _answer_one(
         raise
     service.metrics.queue_seconds.observe(answer.queue_s)
     metrics.observe(answer, decode_s)
+    note_image(
+        card.name,
+        limits.budget,
+        macs=answer.macs,
+        full_macs=call.model.table.full,
+        decode_s=decode_s,
+        queue_s=answer.queue_s,
+        inference_s=answer.inference_s,
+    )
     return Answered(answer, decode_s)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter
 
 from service.registry import check_budget
@@ -10,6 +12,8 @@ from service.schemas import FixedBudget
 from service.state import ServiceDep
 
 router = APIRouter(tags=["budget"])
+
+logger = logging.getLogger(__name__)
 
 
 @router.get("/budget", summary="The budget in force", response_model=FixedBudget)
@@ -28,5 +32,6 @@ async def put_budget(budget: FixedBudget, service: ServiceDep) -> FixedBudget:
     """Set the budget of requests that name none, from the next one on."""
     card = service.bundles[service.default].card
     check_budget(card.name, budget.budget, card.min_fraction)
+    logger.info("budget set", extra={"budget": budget.budget, "before": service.budget.value})
     service.budget.set(budget.budget)
     return budget
