@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service.engines.base import Engine
-from service.middleware import Observer
+from service.middleware import QUIET, Observer
 from service.routes import budget, classify, docs, models, operations, v2
 from service.routes.errors import add_error_handlers
+from service.security.headers import SecurityHeaders
+from service.security.wiring import add_security
 from service.settings import Settings, load_settings
 from service.state import Service
+from service.tracing import Tracing, create_tracer
 
 _DESCRIPTION = "An image classifier that spends only the compute an image needs."
 
@@ -43,7 +46,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router)
     docs.mount_static(app)
     add_error_handlers(app)
+    add_security(app, service.settings, service.metrics)
     app.add_middleware(Observer, metrics=service.metrics)
+    app.state.tracer = create_tracer(service.settings)
+    if app.state.tracer:
+        app.add_middleware(Tracing, tracer=app.state.tracer, quiet=QUIET)
+    app.add_middleware(SecurityHeaders)
     service.metrics.start_routes(route.path for router in routers for route in router.routes)
     return app
 
@@ -56,3 +64,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(service.close)
+        if app.state.tracer:
+            await asyncio.to_thread(app.state.tracer.close)
