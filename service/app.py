@@ -46,13 +46,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router)
     docs.mount_static(app)
     add_error_handlers(app)
-    add_security(app, service.settings, service.metrics)
+    routes = [route for router in routers for route in router.routes]
+    add_security(app, service.settings, service.metrics, routes)
     app.add_middleware(Observer, metrics=service.metrics)
     app.state.tracer = create_tracer(service.settings)
     if app.state.tracer:
         app.add_middleware(Tracing, tracer=app.state.tracer, quiet=QUIET)
     app.add_middleware(SecurityHeaders)
-    service.metrics.start_routes(route.path for router in routers for route in router.routes)
+    service.metrics.start_routes(route.path for route in routes)
     return app
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.datastructures import Headers
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
@@ -23,12 +25,19 @@ class Guard:
     Args:
         keyring: None if no route needs a key.
         buckets: None if nothing limits the rate; routes that are anyone's are never limited.
+        routes: those behind it.
     """
 
     def __init__(
-        self, app: ASGIApp, keyring: Keyring | None, buckets: Buckets | None, metrics: Metrics
+        self,
+        app: ASGIApp,
+        keyring: Keyring | None,
+        buckets: Buckets | None,
+        metrics: Metrics,
+        routes: Sequence[BaseRoute],
     ) -> None:
         self._app = app
+        self._routes = routes
         self._keyring = keyring
         self._buckets = buckets
         self._metrics = metrics
@@ -48,7 +57,7 @@ class Guard:
             if self._buckets:
                 self._buckets.take(client)
         except ServiceError as error:
-            _name_route(scope)
+            self._name_route(scope)
             note_refusal(error.code)
             self._metrics.rejected.labels(error.code).inc()
             await error_response(error, scope["path"])(scope, receive, send)
@@ -61,11 +70,19 @@ class Guard:
     def _admit(self, scope: Scope, role: Role) -> Key | None:
         if self._keyring is None:
             return None
-        what = f"{scope['method']} {scope['path']}"
-        key = self._keyring.admit(_presented(scope), role, what)
+        key = self._keyring.identify(_presented(scope))
         if key and (notes := NOTES.get()):
             notes.key = key.name
+        self._keyring.check(key, role, f"{scope['method']} {scope['path']}")
         return key
+
+    def _name_route(self, scope: Scope) -> None:
+        """Let the metrics know the route of a request that never gets to the router."""
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match == Match.FULL:
+                scope["route"] = found["route"]
+                return
 
     def _charge(self, client: str) -> None:
         """How many images a request holds shows only when its body was read, one is paid for."""
@@ -88,11 +105,3 @@ def _client(scope: Scope, key: Key | None) -> str:
         return f"key {key.name}"
     host, _ = scope.get("client") or ("", 0)
     return address_group(host)
-
-
-def _name_route(scope: Scope) -> None:
-    """Let the metrics know the route of a request that never gets to the router."""
-    for route in scope["app"].routes:
-        match, found = route.matches(scope)
-        if match == Match.FULL and "route" in found:
-            scope["route"] = found["route"]

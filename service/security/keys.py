@@ -41,30 +41,32 @@ class Keyring:
             if names.count(name) > 1:
                 raise SettingsError(f"two keys are named {name!r}: give each key its own name")
 
-    def admit(self, presented: str | None, role: Role, what: str) -> Key | None:
-        """Whose request it is; None if it needs no key and has none.
-
-        Args:
-            presented: the key, as it was sent.
-            role: whose route it is.
-            what: the method and path, for the refusal.
+    def identify(self, presented: str | None) -> Key | None:
+        """Whose key a request came with, if with any.
 
         Raises:
-            Unauthorized: a key is needed and absent, or it is not known.
-            Forbidden: an operator's is needed.
+            Unauthorized: it is not known.
         """
         if presented is None:
-            if role == Role.CALLER and not self.guards_callers:
-                return None
-            raise Unauthorized(
-                "a key is needed: send it as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'"
-            )
+            return None
         key = self._find(presented)
         if key is None:
             raise Unauthorized("the key is not known: ask the operator for one")
-        if role == Role.OPERATOR and not key.operator:
-            raise Forbidden(f"{key.name} is a caller, and {what} needs an operator's key")
         return key
+
+    def check(self, key: Key | None, role: Role, what: str) -> None:
+        """Refuse a request for a route, `what`, whose role its key does not have.
+
+        Raises:
+            Unauthorized: a key is needed.
+            Forbidden: an operator's is needed.
+        """
+        if key is None and (role == Role.OPERATOR or self.guards_callers):
+            raise Unauthorized(
+                "a key is needed: send it as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'"
+            )
+        if key and role == Role.OPERATOR and not key.operator:
+            raise Forbidden(f"{key.name} is a caller, and {what} needs an operator's key")
 
     def _find(self, presented: str) -> Key | None:
         """All digests are compared, each in constant time, so time tells nothing about any."""

@@ -28,7 +28,9 @@ class Buckets:
         self._rate, self._burst, self._clock = rate_per_s, burst, clock
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
-    def __len__(self) -> int:
+    @property
+    def clients(self) -> int:
+        """How many are in the table."""
         return len(self._full_at)
 
     def take(self, client: str) -> None:

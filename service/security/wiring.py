@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from service.metrics import Metrics
 from service.security.bodies import BodyLimits
@@ -17,7 +20,9 @@ _SENT = ["Authorization", "X-API-Key", "X-Request-ID", "Inference-Header-Content
 _SEEN = ["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"]
 
 
-def add_security(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def add_security(
+    app: FastAPI, settings: Settings, metrics: Metrics, routes: Sequence[BaseRoute]
+) -> None:
     """Call before the middleware is added that observes what these parts refuse.
 
     Raises:
@@ -30,7 +35,7 @@ def add_security(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         describe_keys(app, keyring)
     buckets = Buckets(settings.rate_per_s, settings.rate_burst) if settings.rate_per_s else None
     if keyring or buckets:
-        app.add_middleware(Guard, keyring=keyring, buckets=buckets, metrics=metrics)
+        app.add_middleware(Guard, keyring=keyring, buckets=buckets, metrics=metrics, routes=routes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
