@@ -11,7 +11,8 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.errors import (
@@ -83,6 +84,7 @@ class Connection(HttpToolsProtocol):
         # Since the last headers or bytes of a body, so of headers, trailers or the sizes of chunks.
         self._overhead_bytes = 0
         self._refusal: ServiceError | None = None
+        self._running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room if need be, then wait for headers."""
@@ -103,7 +105,15 @@ class Connection(HttpToolsProtocol):
         self._waiting.pop(self, None)
         self._stop_timer()
         self._stop_send_timer()
+        if self._running and not self._running.response_complete:
+            # uvicorn tells only the last request, which behind it may not have begun.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and see that headers do not grow or take for ever."""
