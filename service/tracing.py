@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, imported only if there is a collector to send them to."""
+"""Traces by OpenTelemetry, whose SDK is imported only if there is a collector to send them to."""
 
 from __future__ import annotations
 
