@@ -207,7 +207,9 @@ class Connection(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
         self._metrics.rejected.labels(error.code).inc()
-        logger.info("connection refused", extra={"code": error.code, "status": error.status})
+        client = self.client[0] if self.client else None
+        details = {"code": error.code, "status": error.status, "client": client}
+        logger.info("connection refused", extra=details)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._settings.header_timeout_s, self._headers_late)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from service.security.guard import Guard
 from service.security.keys import Keyring
 from service.security.rates import Buckets
 from service.security.scheme import describe_keys
-from service.settings import Settings, listed
+from service.settings import Settings, SettingsError, listed
 
 _SENT = ["Authorization", "X-API-Key", "X-Request-ID", "Inference-Header-Content-Length"]
 _SEEN = ["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"]
@@ -26,7 +27,7 @@ def add_security(
     """Call before the middleware is added that observes what these parts refuse.
 
     Raises:
-        SettingsError: a file of keys cannot be used.
+        SettingsError: a file of keys cannot be used, or an origin is none.
     """
     app.add_middleware(BodyLimits, settings=settings)
     keyring = None
@@ -39,8 +40,20 @@ def add_security(
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=listed(settings.cors_origins),
+            allow_origins=_origins(settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=_SENT,
             expose_headers=_SEEN,
         )
+
+
+def _origins(value: str) -> list[str]:
+    origins = listed(value)
+    for origin in origins:
+        # Any other would never be what a browser sends, and so let nobody in without a word.
+        if not re.fullmatch(r"\*|https?://[^/]+", origin):
+            raise SettingsError(
+                f"RNP_CORS_ORIGINS holds {origin!r}: an origin is like https://app.example:8443, "
+                "without a path, or * for all"
+            )
+    return origins

@@ -8,7 +8,7 @@ import pytest
 
 from service.app import create_app
 from service.csp import page_policy
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from tests.service.support import FakeEngine, png, serve
 
 ORIGIN = "https://app.example"
@@ -77,3 +77,11 @@ def test_cors_other_origin_is_not_let_in(shared: httpx.Client) -> None:
     assert shared.options("/classify", headers=asked).status_code == 400
     response = shared.get("/healthz", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://a.example, b"])
+def test_cors_origin_that_is_none_refused_at_start(
+    settings: Settings, engine: FakeEngine, origin: str
+) -> None:
+    with pytest.raises(SettingsError, match="RNP_CORS_ORIGINS holds '.*': an origin is like"):
+        create_app(settings.model_copy(update={"cors_origins": origin}), engine)
