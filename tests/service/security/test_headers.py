@@ -83,5 +83,5 @@ def test_cors_other_origin_is_not_let_in(shared: httpx.Client) -> None:
 def test_cors_origin_that_is_none_refused_at_start(
     settings: Settings, engine: FakeEngine, origin: str
 ) -> None:
-    with pytest.raises(SettingsError, match="RNP_CORS_ORIGINS holds '.*': an origin is like"):
+    with pytest.raises(SettingsError, match=r"RNP_CORS_ORIGINS holds '.*': an origin is like"):
         create_app(settings.model_copy(update={"cors_origins": origin}), engine)
