@@ -34,7 +34,7 @@ class ServerConfig(uvicorn.Config):
     Attributes:
         settings: those of the app.
         metrics: those of the app.
-        waiting: connections without a request that is complete up to its body, the longest first.
+        waiting: connections that wait for their clients, the longest first.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -62,10 +62,11 @@ class ServerConfig(uvicorn.Config):
 class Connection(HttpToolsProtocol):
     """One connection.
 
-    It *waits* while no request of it is at work: from its start, or from an answer, to the end of
-    the next headers. From the first byte on these have `header_timeout_s`; before it, uvicorn's
-    time for idle connections holds. If there are too many connections, the one that waits longest
-    makes room, so slow clients cannot lock others out.
+    It *waits* while its client owes it something: from its start, or from an answer, to the last
+    byte of the next request. If there are too many connections, the one that waits longest makes
+    room, so slow clients cannot lock others out. From their first byte on, headers have
+    `header_timeout_s`; before it, uvicorn's time for idle connections holds, and the first ones of
+    a connection have `header_timeout_s` from its start. Bodies are timed around the app.
     """
 
     def __init__(
@@ -140,7 +141,6 @@ class Connection(HttpToolsProtocol):
             raise self._refusal
         self._in_headers, self._overhead_bytes = False, 0
         self._stop_timer()
-        self._waiting.pop(self, None)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -151,6 +151,8 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Called at the last byte of a request."""
         self._overhead_bytes = 0
+        if not self._idle:  # as it is if the answer came before the end
+            self._waiting.pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

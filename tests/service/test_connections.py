@@ -240,10 +240,16 @@ def test_no_http_is_refused(server: httpx.Client) -> None:
         assert error_of(read_all(connection)) == (400, "bad_http")
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"GET / HTTP/1.1\r\nx: ", b"POST /classify HTTP/1.1\r\ncontent-length: 99\r\n\r\nx", GET],
+    ids=["silent", "in headers", "in the body", "idle"],
+)
 def test_crowd_of_slow_clients_is_held_small_and_locks_nobody_out(
-    settings: Settings, engine: FakeEngine
+    settings: Settings, engine: FakeEngine, begun: bytes
 ) -> None:
-    patient = settings.model_copy(update={"header_timeout_s": 60, "max_connections": MOST})
+    times_s = {"header_timeout_s": 60, "body_timeout_s": 60, "keep_alive_s": 60}
+    patient = settings.model_copy(update={"max_connections": MOST, **times_s})
     with (
         serve(create_app(patient, engine)) as server,
         ExitStack() as stack,
@@ -252,7 +258,7 @@ def test_crowd_of_slow_clients_is_held_small_and_locks_nobody_out(
         crowd = [stack.enter_context(connect(server)) for _ in range(5 * MOST)]
         for slow in crowd:
             with suppress(ConnectionError):  # it had to make room already
-                slow.sendall(b"GET / HTTP/1.1\r\nx: ")
+                slow.sendall(begun)
         seen = len(times)
         wait_until(lambda: sum(not is_closed(slow) for slow in crowd) < MOST, 5)
         wait_until(lambda: len(times) > seen + 3, 5)
@@ -262,29 +268,35 @@ def test_crowd_of_slow_clients_is_held_small_and_locks_nobody_out(
 def is_closed(connection: socket.socket) -> bool:
     connection.setblocking(False)
     try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
+        while connection.recv(1000):
+            pass
+        return True
     except BlockingIOError:
         return False
     except ConnectionError:
         return True
 
 
-def test_too_many_busy_connections_refuse_one_more(
-    server: httpx.Client, engine: FakeEngine
-) -> None:
-    server.close()  # its own connection
+def test_too_many_busy_connections_refuse_one_more(settings: Settings, engine: FakeEngine) -> None:
+    few = settings.model_copy(update={"max_connections": 3, "max_queue": 9})
     engine.gate.clear()
-    head = b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"
-    with ExitStack() as busy:
-        for _ in range(MOST):
-            busy.enter_context(connect(server)).sendall(head)
-        time.sleep(0.2)
-        with connect(server) as more:
-            assert error_of(read_all(more)) == (503, "too_many_connections")
-    engine.gate.set()
-    with connect(server) as again:
-        again.sendall(GET)
-        assert again.recv(100).startswith(b"HTTP/1.1 200")
+    image = png()
+    head = f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: {len(image)}\r\n\r\n"
+    with serve(create_app(few, engine)) as server:
+        server.close()  # its own connection
+        with ExitStack() as stack:
+            busy = [stack.enter_context(connect(server)) for _ in range(3)]
+            for connection in busy:
+                connection.sendall(head.encode() + image)
+            time.sleep(0.3)
+            with connect(server) as more:
+                assert error_of(read_all(more)) == (503, "too_many_connections")
+            engine.gate.set()
+            assert all(c.recv(100).startswith(b"HTTP/1.1 200") for c in busy)
+            # Idle now, one of them makes room.
+            with connect(server) as again:
+                again.sendall(GET)
+                assert again.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_client_that_takes_no_answers_is_cut(
