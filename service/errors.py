@@ -14,8 +14,10 @@ ServiceError
 │   └── BudgetTooLow, CapTooLow
 ├── QueueFull, RateLimited                            429
 ├── HeadersTooLarge                                   431
+├── ClientGone                                        499
 ├── InternalError                                     500
-└── Starting, Draining, TooManyConnections            503
+├── Starting, Draining, TooManyConnections            503
+└── DeadlineUnreachable, DeadlinePassed               504
 """
 
 from __future__ import annotations
@@ -161,7 +163,17 @@ class CapTooLow(BadParameter):
 class QueueFull(ServiceError):
     """More images are waiting than allowed."""
 
-    status, code, retry_after_s = 429, "queue_full", 1
+    status, code = 429, "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGone(ServiceError):
+    """The client hung up before its answer; nobody reads this one."""
+
+    status, code = 499, "client_gone"
 
 
 class RateLimited(ServiceError):
@@ -200,6 +212,18 @@ class TooManyConnections(ServiceError):
     """Every connection that the service may hold is busy with a request."""
 
     status, code, retry_after_s = 503, "too_many_connections", 1
+
+
+class DeadlineUnreachable(ServiceError):
+    """Even the cheapest answer would be late; nothing was computed."""
+
+    status, code = 504, "deadline_unreachable"
+
+
+class DeadlinePassed(ServiceError):
+    """It seemed that there was time enough, and there was not."""
+
+    status, code = 504, "deadline_passed"
 
 
 def error_codes() -> list[str]:

@@ -21,7 +21,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.notes import note_refusal
-from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
+from service.schemas import AutoBudget, ClassifyQuery, ErrorBody, FixedBudget
 
 # Where the Open Inference Protocol lives.
 PROTOCOL = "/v2"
@@ -31,7 +31,12 @@ _SHOWN_INPUT = 80
 # A framework that reads a body lets only its own exceptions through.
 _BODY_LIMITS: dict[int, type[ServiceError]] = {408: BodyTooSlow, 413: BodyTooLarge}
 
-_KNOWN_FIELDS: dict[str, type[BaseModel]] = {"query": ClassifyQuery, "body": FixedBudget}
+# By where they are, a budget by its mode.
+_KNOWN_FIELDS: dict[str, type[BaseModel]] = {
+    "query": ClassifyQuery,
+    "fixed": FixedBudget,
+    "auto": AutoBudget,
+}
 
 
 def error_body(error: ServiceError) -> ErrorBody:
@@ -89,8 +94,12 @@ def _sentence(error: dict[str, Any]) -> str:
     """A validation error in words, with the value and the choices."""
     where, name = error["loc"][0], error["loc"][-1]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_KNOWN_FIELDS[where].model_fields))
+        known = ", ".join(sorted(_KNOWN_FIELDS[error["loc"][-2]].model_fields))
         return f"{name} is no parameter: the known ones are {known}"
+    if error["type"] == "union_tag_invalid":
+        return f"mode is {error['ctx']['tag']!r}: choose one of {error['ctx']['expected_tags']}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     if (where == "body" and len(error["loc"]) == 1) or error["type"] == "json_invalid":
         return "the body is not a JSON object sent as application/json"
     if error["type"] == "missing":

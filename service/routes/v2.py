@@ -26,6 +26,7 @@ from service.protocol.specs import VERSION
 from service.registry import ServedModel
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL
+from service.routes.presence import while_connected
 from service.schemas import ClassifyQuery, ProtocolErrorBody
 from service.state import Service, ServiceDep
 
@@ -131,12 +132,14 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
 @router.post(f"{_ONE}/infer", summary="Classify images", openapi_extra=_BODY)
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
 async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
-    """Classify encoded images, or preprocessed ones, within the parameters `budget` and `cap`."""
+    """Classify encoded images, or preprocessed ones, within the parameters `budget`, `cap` and
+    `deadline_ms`."""
     body = await read_body(request, service.settings.max_body_bytes)
     loop = asyncio.get_running_loop()
     wanted = await loop.run_in_executor(service.decoders, _read, request, body, model, service)
     call = resolve(service, _query(model, wanted), request.state.request_id, request.state.started)
-    answered = _all_answered(await answer_images(service, call, wanted.images))
+    work = answer_images(service, call, wanted.images)
+    answered = _all_answered(await while_connected(request, work))
     return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
@@ -175,7 +178,7 @@ def _write(
     request: Request, wanted: InferRequest, call: Call, answered: list[Answered]
 ) -> Response:
     answers = [one.answer for one in answered]
-    body, json_bytes = write_answer(wanted, call.model, call.limits, answers)
+    body, json_bytes = write_answer(wanted, call.model, answers)
     headers = {} if json_bytes is None else {_JSON_BYTES: str(json_bytes)}
     encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
     if encoding:

@@ -157,7 +157,7 @@ def test_log_has_the_keys_name_and_never_the_key(
     assert first["seconds"] > 0
     assert len(first["request_id"]) == 32
     (event,) = [line for line in values if line["message"] == "budget set"]
-    assert (event["key"], event["budget"], event["before"]) == ("root", 0.7, 0.5)
+    assert (event["key"], event["mode"], event["budget"]) == ("root", "fixed", 0.7)
     codes = [(line.get("key"), line.get("code")) for line in requests if line["status"] >= 400]
     assert codes == [("alice", "forbidden"), (None, "unauthorized")]
 
