@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import OrderedDict
 from http import HTTPStatus
@@ -23,6 +22,7 @@ from service.errors import (
     TooManyConnections,
 )
 from service.metrics import Metrics
+from service.routes.errors import error_response
 from service.settings import Settings, listed
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._in_headers = True
+        self.url = b""  # as far as it is known when a refusal needs it
         # Since the last headers or bytes of a body, so of headers, trailers or the sizes of chunks.
         self._overhead_bytes = 0
         self._refusal: ServiceError | None = None
@@ -198,15 +199,14 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer, if only by this, and close."""
-        body = json.dumps({"error": str(error), "code": error.code}).encode()
-        head = (
-            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            "connection: close\r\n\r\n"
-        )
+        response = error_response(error, self.url.decode("latin-1"))
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
         self._stop_timer()
         self._waiting.pop(self, None)
-        self.transport.write(head.encode() + body)
+        self.transport.write(
+            b"%s%sconnection: close\r\n\r\n%s" % (status, head, bytes(response.body))
+        )
         self.transport.close()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None

@@ -240,6 +240,14 @@ def test_no_http_is_refused(server: httpx.Client) -> None:
         assert error_of(read_all(connection)) == (400, "bad_http")
 
 
+def test_refusal_under_v2_has_the_protocols_form(server: httpx.Client) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /v2/models HTTP/1.1\r\nx: " + b"a" * 5000)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert set(json.loads(answer.split(b"\r\n\r\n")[1])) == {"error"}
+
+
 @pytest.mark.parametrize(
     "begun",
     [b"", b"GET / HTTP/1.1\r\nx: ", b"POST /classify HTTP/1.1\r\ncontent-length: 99\r\n\r\nx", GET],
