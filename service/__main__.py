@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -15,18 +18,44 @@ from service.connections import ServerConfig
 from service.settings import SettingsError, load_settings
 from service.state import Service
 
+# For the first request of a connection that was made just before a stop.
+_LINGER_S = 0.1
+
 
 class Server(uvicorn.Server):
-    """Lets requests that arrive on open connections after a stop signal know that it stops."""
+    """Stops in two steps: first it is said that it leaves, then no more is taken.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    In between, whoever asks is answered, for as long as others may need to learn of it.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, lame_duck_s: float) -> None:
         super().__init__(config)
         self._service = service
+        self._lame_duck_s = lame_duck_s
+        self._stop_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGTERM and SIGINT."""
+        """Called on SIGTERM and SIGINT; a second one, and that of Ctrl-C, is not put off."""
+        if self.should_exit:
+            super().handle_exit(sig, frame)
+            return
+        put_off = sig == signal.SIGTERM and self._service.phase == "ready"
+        self._stop_at = time.monotonic() + (self._lame_duck_s if put_off else 0)
+        self._service.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every 0.1 s; whether to stop."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what comes on those there are, then finish."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
         self._service.drain()
-        super().handle_exit(sig, frame)
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -46,6 +75,7 @@ def main() -> int:
     server = Server(
         ServerConfig(app, settings),
         service,
+        settings.lame_duck_s,
     )
     service.on_failure = lambda: setattr(server, "should_exit", True)
     server.run()

@@ -7,11 +7,13 @@ ServiceError
 ├── NotFound                                          404
 ├── MethodNotAllowed                                  405
 ├── BodyTooSlow, HeadersTooSlow                       408
+├── DefaultModel                                      409
 ├── BodyTooLarge, TooManyPixels, TooManyParts         413
 ├── FormatNotAllowed                                  415
 ├── BadParameter                                      422
-│   ├── UnknownModel, MissingPart
+│   ├── UnknownModel (UnknownPath 404), MissingPart
 │   └── BudgetTooLow, CapTooLow
+├── BadBundle                                         422
 ├── QueueFull, RateLimited                            429
 ├── HeadersTooLarge                                   431
 ├── ClientGone                                        499
@@ -106,6 +108,12 @@ class HeadersTooSlow(ServiceError):
     status, code = 408, "headers_too_slow"
 
 
+class DefaultModel(ServiceError):
+    """The default model, which cannot be unloaded."""
+
+    status, code = 409, "default_model"
+
+
 class BodyTooLarge(ServiceError):
     """More bytes than allowed, announced or sent."""
 
@@ -142,6 +150,12 @@ class UnknownModel(BadParameter):
     code = "unknown_model"
 
 
+class UnknownPath(UnknownModel):
+    """The same where the path names it, not a parameter."""
+
+    status = 404
+
+
 class MissingPart(BadParameter):
     """A multipart body without a part named `file`."""
 
@@ -158,6 +172,12 @@ class CapTooLow(BadParameter):
     """A cap below the cheapest path."""
 
     code = "cap_too_low"
+
+
+class BadBundle(ServiceError):
+    """A bundle on disk that cannot be served."""
+
+    status, code = 422, "bad_bundle"
 
 
 class QueueFull(ServiceError):

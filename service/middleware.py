@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,11 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """ASGI middleware; an `X-Request-ID` that is not plain or too long is replaced."""
+    """ASGI middleware; an `X-Request-ID` that is not plain or too long is replaced.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    While the service is `leaving`, every answer closes its connection: on one that stays open, a
+    request could be under way when the server closes it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, leaving: Callable[[], bool] = lambda: False
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and observe it."""
@@ -51,7 +59,10 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if self._leaving():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 
@@ -30,6 +30,9 @@ class Settings(BaseSettings):
 
     bundles: Path = Field(
         default=Path(models.__path__[0]) / "bundles", description="directory of bundle directories"
+    )
+    load: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="directories to load at start, separated by commas; else all"
     )
     model: str | None = Field(default=None, description="default bundle; else the first by name")
     engine: Literal["auto", "onnx", "torch", "triton"] = "auto"
@@ -60,6 +63,9 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
     max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
     decode_threads: int = Field(default=2, ge=1)
+    lame_duck_s: float = Field(
+        default=0, ge=0, description="seconds from SIGTERM in which /readyz says no, but all answer"
+    )
     drain_s: int = Field(
         default=30, ge=0, description="seconds that requests in flight get at a stop"
     )
@@ -91,6 +97,13 @@ class Settings(BaseSettings):
         default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         description="URL of a collector, to which traces go",
     )
+
+    @field_validator("load", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name for part in value.split(",") if (name := part.strip()))
 
     @model_validator(mode="after")
     def _parts_fit_queue(self) -> Settings:

@@ -21,7 +21,7 @@ from service.errors import (
     UnknownModel,
 )
 from service.notes import note_refusal
-from service.schemas import AutoBudget, ClassifyQuery, ErrorBody, FixedBudget
+from service.schemas import AutoBudget, BundlePath, ClassifyQuery, ErrorBody, FixedBudget
 
 # Where the Open Inference Protocol lives.
 PROTOCOL = "/v2"
@@ -36,6 +36,7 @@ _KNOWN_FIELDS: dict[str, type[BaseModel]] = {
     "query": ClassifyQuery,
     "fixed": FixedBudget,
     "auto": AutoBudget,
+    "body": BundlePath,
 }
 
 

@@ -84,13 +84,14 @@ def make_card(name: str = "tiny", agent: AgentConfig = BY_PATH) -> Card:
     )
 
 
-def add_bundle(directory: Path, card: Card) -> None:
-    rng = np.random.default_rng(0)
+def add_bundle(directory: Path, card: Card, child: str | None = None, seed: int = 0) -> None:
+    """Write a bundle of random weights into a directory, by default named as the card says."""
+    rng = np.random.default_rng(seed)
     tensors = {
         name: rng.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in tensor_shapes(card.backbone, card.agent).items()
     }
-    write_bundle(directory / card.name, card, tensors)
+    write_bundle(directory / (child or card.name), card, tensors)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -18,6 +18,14 @@ def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert load_settings().max_queue == 77
 
 
+@pytest.mark.parametrize(("value", "names"), [("", ()), ("a", ("a",)), (" a, b-2,", ("a", "b-2"))])
+def test_load_settings_names_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, value: str, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("RNP_LOAD", value)
+    assert load_settings().load == names
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
