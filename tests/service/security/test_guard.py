@@ -142,6 +142,7 @@ def test_log_has_the_keys_name_and_never_the_key(
     try:
         guarded.post("/classify?budget=0.5", content=png(), headers=bearer(CALLER))
         guarded.put("/budget", json={"budget": 0.7}, headers=bearer(OPERATOR))
+        assert guarded.put("/models/tiny", headers=bearer(OPERATOR), timeout=60).is_success
         guarded.put("/budget", json={"budget": 0.7}, headers={"X-API-Key": CALLER})
         guarded.get("/models", headers=bearer("wrong-key"))
     finally:
@@ -158,6 +159,8 @@ def test_log_has_the_keys_name_and_never_the_key(
     assert len(first["request_id"]) == 32
     (event,) = [line for line in values if line["message"] == "budget set"]
     assert (event["key"], event["mode"], event["budget"]) == ("root", "fixed", 0.7)
+    (event,) = [line for line in values if line["message"] == "loaded" and line.get("key")]
+    assert (event["key"], event["model"]) == ("root", "tiny")
     codes = [(line.get("key"), line.get("code")) for line in requests if line["status"] >= 400]
     assert codes == [("alice", "forbidden"), (None, "unauthorized")]
 
