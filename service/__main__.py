@@ -14,6 +14,7 @@ import uvicorn
 from models.bundle import BundleError
 from service import logs
 from service.app import create_app
+from service.connections import ServerConfig
 from service.settings import SettingsError, load_settings
 from service.state import Service
 
@@ -72,15 +73,7 @@ def main() -> int:
         return _fail(error, 1)
     service: Service = app.state.service
     server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.drain_s,
-        ),
+        ServerConfig(app, settings),
         service,
         settings.lame_duck_s,
     )

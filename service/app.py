@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from service.engines.base import Engine
-from service.middleware import Observer
+from service.middleware import QUIET, Observer
 from service.routes import budget, classify, docs, models, operations, repository, v2
 from service.routes.errors import add_error_handlers
+from service.security.headers import SecurityHeaders
+from service.security.wiring import add_security
 from service.settings import Settings, load_settings
 from service.state import Service
+from service.tracing import Tracing, create_tracer
 
 _DESCRIPTION = "An image classifier that spends only the compute an image needs."
 
@@ -42,8 +46,14 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         app.include_router(router)
     docs.mount_static(app)
     add_error_handlers(app)
+    routes = [route for router in routers for route in router.routes]
+    add_security(app, service.settings, service.metrics, routes)
     app.add_middleware(Observer, metrics=service.metrics, leaving=lambda: service.leaving)
-    service.metrics.start_routes(route.path for router in routers for route in router.routes)
+    app.state.tracer = create_tracer(service.settings)
+    if app.state.tracer:
+        app.add_middleware(Tracing, tracer=app.state.tracer, quiet=QUIET)
+    app.add_middleware(SecurityHeaders)
+    service.metrics.start_routes(route.path for route in routes)
     return app
 
 
@@ -55,3 +65,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await service.close()
+        if app.state.tracer:
+            await asyncio.to_thread(app.state.tracer.close)

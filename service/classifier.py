@@ -14,6 +14,7 @@ from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
+from service.notes import note_image
 from service.ranking import probabilities, ranking
 from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
@@ -106,6 +107,15 @@ async def _answer_one(
     metrics.observe(answer, decode_s)
     now = time.perf_counter()
     call.model.planner.answered(decode_s, now - answer.finished, now - asked.started)
+    note_image(
+        call.model.card.name,
+        answer.limits.budget,
+        macs=answer.macs,
+        full_macs=call.model.table.full,
+        decode_s=decode_s,
+        queue_s=answer.queue_s,
+        inference_s=answer.inference_s,
+    )
     return Answered(answer, decode_s)
 
 

@@ -1,9 +1,12 @@
 """Every refusal of the service: one tree, each with its HTTP status and code word.
 
 ServiceError
-├── NotAnImage, BadMultipart, BadRequest, NotOffered  400
+├── NotAnImage, BadMultipart, BadRequest, NotOffered, BadHttp  400
+├── Unauthorized                                      401
+├── Forbidden                                         403
 ├── NotFound                                          404
 ├── MethodNotAllowed                                  405
+├── BodyTooSlow, HeadersTooSlow                       408
 ├── DefaultModel                                      409
 ├── BodyTooLarge, TooManyPixels, TooManyParts         413
 ├── FormatNotAllowed                                  415
@@ -11,16 +14,19 @@ ServiceError
 │   ├── UnknownModel (UnknownPath 404), MissingPart
 │   └── BudgetTooLow, CapTooLow
 ├── BadBundle                                         422
-├── QueueFull                                         429
+├── QueueFull, RateLimited                            429
+├── HeadersTooLarge                                   431
 ├── ClientGone                                        499
 ├── InternalError                                     500
-├── Starting, Draining                                503
+├── Starting, Draining, TooManyConnections            503
 └── DeadlineUnreachable, DeadlinePassed               504
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from models import preprocess
 
@@ -31,6 +37,7 @@ class ServiceError(Exception):
     status = 500
     code = "internal_error"
     retry_after_s: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class NotAnImage(ServiceError):
@@ -57,6 +64,25 @@ class NotOffered(ServiceError):
     status, code = 400, "not_offered"
 
 
+class BadHttp(ServiceError):
+    """Bytes that are no HTTP."""
+
+    status, code = 400, "bad_http"
+
+
+class Unauthorized(ServiceError):
+    """No key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+    headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="runtime-neural-pruning"'})
+
+
+class Forbidden(ServiceError):
+    """A caller's key where an operator's is needed."""
+
+    status, code = 403, "forbidden"
+
+
 class NotFound(ServiceError):
     """No such path."""
 
@@ -67,6 +93,19 @@ class MethodNotAllowed(ServiceError):
     """The path exists, the method does not."""
 
     status, code = 405, "method_not_allowed"
+
+
+class BodyTooSlow(ServiceError):
+    """A body that comes too slowly; what is still to come of it is not waited for."""
+
+    status, code = 408, "body_too_slow"
+    headers = MappingProxyType({"Connection": "close"})
+
+
+class HeadersTooSlow(ServiceError):
+    """A request whose headers were not complete in time."""
+
+    status, code = 408, "headers_too_slow"
 
 
 class DefaultModel(ServiceError):
@@ -157,6 +196,22 @@ class ClientGone(ServiceError):
     status, code = 499, "client_gone"
 
 
+class RateLimited(ServiceError):
+    """More images than the client may send in this time."""
+
+    status, code = 429, "rate_limited"
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(wait_s))
+
+
+class HeadersTooLarge(ServiceError):
+    """More bytes of headers than allowed."""
+
+    status, code = 431, "headers_too_large"
+
+
 class InternalError(ServiceError):
     """A mistake of ours; the log has the traceback under the request id."""
 
@@ -171,6 +226,12 @@ class Draining(ServiceError):
     """The service is about to stop; what is in flight is finished."""
 
     status, code, retry_after_s = 503, "draining", 1
+
+
+class TooManyConnections(ServiceError):
+    """Every connection that the service may hold is busy with a request."""
+
+    status, code, retry_after_s = 503, "too_many_connections", 1
 
 
 class DeadlineUnreachable(ServiceError):

@@ -20,6 +20,7 @@ from models.bundle import CalibrationPoint, Card, TestPoint, tensor_shapes, writ
 from models.compute import MacTable
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
+from service.connections import ServerConfig
 from service.engines.base import Result
 
 SIZE, GROUPS = 8, 4
@@ -106,8 +107,7 @@ def png(colour: int = 128, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
 @contextmanager
 def serve(app: FastAPI) -> Iterator[httpx.Client]:
     """Run an app on a free port of loopback, as `python -m service` does."""
-    config = uvicorn.Config(app, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(ServerConfig(app, app.state.service.settings))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listener],))
