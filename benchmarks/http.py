@@ -1,4 +1,4 @@
-"""The service under load: what it can carry, what it adds, and what a budget that follows load gains.
+"""The service under load: what it carries, what it adds, what a budget that follows load gains.
 
     python -m benchmarks.http --data DATA [--bundle DIR] [--scenario NAME ...] [--shapes NAME ...]
         [--seconds S] [--target-ms T] [--floor F] [--deadline-ms D] [--pictures DIR] [--quick]
@@ -100,9 +100,8 @@ class Bench:
         if status != 200:
             said = answer.get("error", answer) if isinstance(answer, dict) else answer
             print(f"\nNOT RUN in {scenario}: {what} was answered with {status}: {said}")
-            self.missing.append(
-                {"scenario": scenario, "what": what, "status": status, "said": said}
-            )
+            found = {"scenario": scenario, "what": what, "status": status, "said": said}
+            self.missing += [] if found in self.missing else [found]
         return status == 200
 
     def capacity(self) -> float:

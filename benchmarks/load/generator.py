@@ -77,7 +77,7 @@ def drive(plan: Plan) -> Outcome:
 
 
 def _ready() -> None:
-    """All is imported; goes before others if it may: a sender that waits would slow what it times."""
+    """All is imported. Goes before others if it may, or it would time its own waiting."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     # Nothing here needs it, and the longer a run, the longer it would stop all.
@@ -137,6 +137,7 @@ class _Generator:
 
     def _send(self, index: int) -> None:
         if not self.idle and len(self.busy) >= self.plan.connections:
+            self._set(index, waited=1)
             self.waiting.append(index)
             return
         reused = bool(self.idle)

@@ -23,7 +23,7 @@ class Files:
     labels: npt.NDArray[np.int64]
 
 
-def test_images(source: str, card: Card, count: int, form: str = "PNG") -> Files:
+def test_images(source: str, card: Card, count: int, form: str) -> Files:
     """Some test images of a source, as files of a format.
 
     They are as large as the network's input before the centre is cropped. In PNG, which loses

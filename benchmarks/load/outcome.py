@@ -12,9 +12,11 @@ Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 # Seconds since the start when a request was due, sent and done; HTTP status, 0 for a broken
-# connection, −1 for one given up; index of the image and of the class answered.
+# connection, −1 for one given up; index of the image and of the class answered; 1 for those that
+# waited for a connection.
 COLUMNS = (
     "due",
+    "waited",
     "sent",
     "done",
     "status",
@@ -56,8 +58,8 @@ class Outcome:
 
     @property
     def lag_ms(self) -> tuple[float, ...]:
-        """Percentiles of how long after they were due requests were sent."""
-        sent = self.columns["sent"] - self.columns["due"]
+        """Percentiles of how late requests were sent, those left out that had to wait."""
+        sent = (self.columns["sent"] - self.columns["due"])[np.isnan(self.columns["waited"])]
         return percentiles(sent[~np.isnan(sent)] * 1e3)
 
     @property
@@ -144,13 +146,13 @@ def percentiles(values: Floats) -> tuple[float, ...]:
 def over_time(
     outcome: Outcome, seconds: float, step_s: float
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Middles of steps (s), and in each: offered and answered rate, p95 in ms of what was due."""
+    """Middles of steps (s); in each, rates of what is due and of answers, p95 (ms) of the due."""
     edges = np.arange(0, seconds + step_s / 2, step_s)
-    place = np.digitize(outcome.columns["due"], edges) - 1
-    steps = range(len(edges) - 1)
-    offered = np.array([(place == step).sum() for step in steps]) / step_s
-    answered = np.array([(outcome.ok & (place == step)).sum() for step in steps]) / step_s
-    p95 = [percentiles(outcome.latency_ms[outcome.ok & (place == step)])[2] for step in steps]
+    due, ok = outcome.columns["due"], outcome.ok
+    offered = np.histogram(due, edges)[0] / step_s
+    answered = np.histogram(outcome.columns["done"][ok], edges)[0] / step_s
+    place = np.digitize(due[ok], edges) - 1
+    p95 = [percentiles(outcome.latency_ms[ok][place == n])[2] for n in range(len(edges) - 1)]
     return edges[:-1] + step_s / 2, offered, answered, np.array(p95)
 
 

@@ -1,4 +1,4 @@
-"""Rate, budget in force and p95 over time, of a fixed budget in grey and of one that follows load."""
+"""Rate, budget in force and p95 over time; a fixed budget is grey, one that follows load blue."""
 
 from __future__ import annotations
 

@@ -47,12 +47,13 @@ class GeneratorCost:
     """What sending took, over several runs."""
 
     def __init__(self) -> None:
-        self.requests, self.processor_s = 0, 0.0
+        self.requests, self.waited, self.processor_s = 0, 0, 0.0
         self.lags: list[tuple[float, ...]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Count a run."""
         self.requests += len(outcome)
+        self.waited += int((outcome.columns["waited"] == 1).sum())
         self.processor_s += outcome.processor_s
         self.lags.append(outcome.lag_ms)
 
@@ -60,6 +61,7 @@ class GeneratorCost:
         """Of all runs; the lag is that of the worst run."""
         return {
             "us_per_request": 1e6 * self.processor_s / max(self.requests, 1),
+            "waited_for_connection": self.waited,
             "lag_p50_ms": max((lag[0] for lag in self.lags), default=math.nan),
             "lag_p99_ms": max((lag[-1] for lag in self.lags), default=math.nan),
         }
@@ -71,7 +73,8 @@ class GeneratorCost:
             f"\nThe generator took {found['us_per_request']:.0f} µs of processor a request, of the "
             f"same cores. In the worst run it sent half of the requests within "
             f"{found['lag_p50_ms']:.2f} ms of when they were due, 99 % within "
-            f"{found['lag_p99_ms']:.2f} ms; that is part of the latencies."
+            f"{found['lag_p99_ms']:.2f} ms; that is part of the latencies. "
+            f"{self.waited} requests waited as all connections were busy."
         )
 
 

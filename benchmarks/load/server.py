@@ -22,7 +22,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class ServerError(Exception):
-    """A server that did not start, or answered what it should not; the message has its log's end."""
+    """A server that did not start; the message has the end of its log."""
 
 
 class Server:
