@@ -65,7 +65,9 @@ class Server:
                 if self.ask("GET", path)[0] == 200:
                     return time.perf_counter() - started
             time.sleep(0.02)
-        raise ServerError(f"the server is not ready after {within_s:g} s; it said:\n{self.log()}")
+        code = self.process.poll()
+        what = f"is not ready after {within_s:g} s" if code is None else f"ended with code {code}"
+        raise ServerError(f"the server {what}; it said:\n{self.log()}")
 
     def log(self) -> str:
         """The end of what it wrote."""
