@@ -25,90 +25,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import SHAPES, Phase, arrivals, poisson, within
-from benchmarks.load.generator import Plan, drive, driving, post, read_classification
-from benchmarks.load.images import FORMATS, Files, read_card, test_images
-from benchmarks.load.outcome import (
-    LATE,
-    REFUSED,
-    Outcome,
-    Summary,
-    over_time,
-    percentiles,
-    summarise,
-)
+from benchmarks.load.bench import Bench
+from benchmarks.load.generator import Plan, drive, driving
+from benchmarks.load.images import FORMATS, read_card, test_images
+from benchmarks.load.outcome import LATE, REFUSED, Outcome, over_time, percentiles
 from benchmarks.load.picture import Track, draw
 from benchmarks.load.server import Server, ServerError, service
+from training.config import Config
 
 FULL = {"mode": "fixed", "budget": 1}
 DEADLINE_LEVEL = 0.9
 # How often the budget in force is asked for, and how long a change of mode settles.
 ASK_S, SETTLE_S = 0.25, 1.0
 POINTS = 120
-Row = dict[str, Any]
-
-
-@dataclass
-class Bench:
-    """A service, what is sent to it, and what was found so far."""
-
-    server: Server
-    files: Files
-    flags: argparse.Namespace
-    cost: report.GeneratorCost = field(default_factory=report.GeneratorCost)
-    rows: list[Row] = field(default_factory=list)
-    missing: list[Row] = field(default_factory=list)
-    full: float = 0.0
-
-    def plan(self, query: str = "", **more: Any) -> Plan:
-        """Requests for all images with a query."""
-        kind = f"image/{self.flags.format.lower()}"
-        requests = [post(f"/classify?{query}", file, kind) for file in self.files.contents]
-        return Plan(self.server.host, self.server.port, requests, read_classification, **more)
-
-    def saturate(self, query: str, connections: int, seconds: float) -> tuple[Outcome, Summary]:
-        """Keep some connections busy."""
-        outcome = drive(self.plan(query, connections=connections, seconds=seconds))
-        if connections > 1:  # of one at a time, nothing can be late
-            self.cost.add(outcome)
-        return outcome, self.sum_up(outcome, float(np.nanmax(outcome.columns["done"])))
-
-    def sum_up(self, outcome: Outcome, seconds: float, part: Any = None) -> Summary:
-        """In numbers, by the target of the flags."""
-        return summarise(outcome, self.files.labels, seconds, self.flags.target_ms, part)
-
-    def note(self, scenario: str, name: str, summary: Summary, **more: Any) -> None:
-        """Print a row, and keep it."""
-        report.line(name, report.cells(summary))
-        self.rows.append({"scenario": scenario, "run": name} | more | asdict(summary))
-
-    def put_budget(self, scenario: str, budget: Row) -> bool:
-        """Put a budget in force; whether the service took it."""
-        status, answer = self.server.ask("PUT", "/budget", budget)
-        return self.accepted(scenario, f"PUT /budget {budget}", status, answer)
-
-    def accepted(self, scenario: str, what: str, status: int, answer: Any) -> bool:
-        """Whether an answer is 200; else it is told, and kept as missing."""
-        if status != 200:
-            said = answer.get("error", answer) if isinstance(answer, dict) else answer
-            print(f"\nNOT RUN in {scenario}: {what} was answered with {status}: {said}")
-            found = {"scenario": scenario, "what": what, "status": status, "said": said}
-            self.missing += [] if found in self.missing else [found]
-        return status == 200
-
-    def capacity(self) -> float:
-        """Answers a second that the full network can carry; measured once."""
-        if not self.full:
-            capacity(self)
-        return self.full
 
 
 def capacity(bench: Bench) -> None:
@@ -127,6 +64,13 @@ def capacity(bench: Bench) -> None:
     bench.full = medians[1.0]
     gains = [f"{rate / bench.full:.2f} × at {budget:g}" for budget, rate in medians.items()]
     print(f"\nThe full network: {bench.full:.0f} a second (median). Against it: {', '.join(gains)}")
+
+
+def full_capacity(bench: Bench) -> float:
+    """Answers a second that the full network carries, measured if that was not done."""
+    if not bench.full:
+        capacity(bench)
+    return bench.full
 
 
 def overhead(bench: Bench) -> None:
@@ -149,7 +93,7 @@ def overhead(bench: Bench) -> None:
 
 def fixed_vs_auto(bench: Bench) -> None:
     """The same arrivals at both modes, each shape in turn."""
-    flags, full = bench.flags, bench.capacity()
+    flags, full = bench.flags, full_capacity(bench)
     auto = {"mode": "auto", "target_p95_ms": flags.target_ms, "floor": flags.floor}
     for shape in flags.shapes:
         phases = SHAPES[shape](flags.day_seconds if shape == "day" else flags.seconds)
@@ -241,7 +185,7 @@ def deadline(bench: Bench) -> None:
     query = f"deadline_ms={limit:g}"
     probe = drive(bench.plan(query, times=np.zeros(1))).columns["status"][0]
     what = f"POST /classify?{query}"
-    full = bench.capacity()
+    full = full_capacity(bench)
     if not bench.put_budget("deadline", FULL):
         return
     if not bench.accepted("deadline", what, int(probe), "see the service's /docs"):
@@ -299,6 +243,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--floor", type=float, default=0.2, help="lowest budget of the auto mode")
     parser.add_argument("--deadline-ms", type=float, default=50.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=Config().cache_dir, help="of decoded images")
     parser.add_argument("--images", type=int, default=2000, help="different ones, sent in turn")
     parser.add_argument("--format", default="PNG", choices=FORMATS)
     parser.add_argument("--pictures", type=Path, help="directory for load-<shape>.png")
@@ -316,7 +261,7 @@ def main() -> int:
     """Print tables and one JSON line."""
     flags = _flags()
     card = read_card(flags.bundle)
-    files = test_images(flags.data, card, flags.images, flags.format)
+    files = test_images(flags.data, card, flags.images, flags.format, flags.cache)
     machine = report.machine()
     print(f"{machine}; {card.name}, {len(files.contents)} test images as {flags.format}")
     with service(flags.bundle) as server:
@@ -325,13 +270,14 @@ def main() -> int:
         for scenario in flags.scenario:
             SCENARIOS[scenario](bench)
     bench.cost.print()
-    settings = {key: value for key, value in vars(flags).items() if key not in ("data", "pictures")}
+    own = ("data", "cache", "pictures", "bundle")
+    settings = {key: value for key, value in vars(flags).items() if key not in own}
     report.print_json(
         {
             "benchmark": "http",
             "machine": machine,
             "bundle": card.name,
-            "settings": settings | {"bundle": str(flags.bundle)},
+            "settings": settings,
             "capacity": bench.full or None,
             "generator": bench.cost.values(),
             "missing": bench.missing,

@@ -25,19 +25,37 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import arrivals, poisson
 from benchmarks.load.generator import Plan, drive, post, read_classification
 from benchmarks.load.images import Files, test_images
-from benchmarks.load.outcome import Outcome, Summary, summarise
+from benchmarks.load.outcome import Summary, summarise
 from benchmarks.load.server import ServerError, service
 from benchmarks.peers_servers.start import PEERS, Peer, Share, served, set_up
 from models.bundle import Bundle, read_bundle
+from training.config import Config
 
 LEVEL = 0.7
-OURS = {"ours, budget 1": "budget=1", "ours, budget 0.25": "budget=0.25"}
+FULL = "ours, budget 1"
+OURS = {FULL: "budget=1", "ours, budget 0.25": "budget=0.25"}
 VENVS = Path("~/.cache/runtime-neural-pruning/peers").expanduser()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A server in one round.
+
+    Attributes:
+        full: at saturation.
+        answers: (images,) the class that each was given, NaN for those that were not sent.
+        level: at 70 % of what it carried.
+    """
+
+    full: Summary
+    answers: npt.NDArray[np.float64]
+    level: Summary
 
 
 @dataclass
@@ -46,24 +64,42 @@ class Found:
 
     Attributes:
         rate: answers a second at saturation.
+        same: share of images that are given the class which our full network gives.
         at_level: a summary at 70 % of the rate.
     """
 
     rate: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
+    same: list[float] = field(default_factory=list)
     at_level: list[Summary] = field(default_factory=list)
+
+    def add(self, measured: Measured, ours: npt.NDArray[np.float64]) -> None:
+        """Add a round."""
+        known = ~np.isnan(measured.answers) & ~np.isnan(ours)
+        self.rate.append(measured.full.answered)
+        self.accuracy.append(measured.full.accuracy)
+        self.same.append(float((measured.answers == ours)[known].mean()))
+        self.at_level.append(measured.level)
 
     def median(self, column: str) -> float:
         """Over the rounds, of a column of the summaries, or of the rate."""
         if column == "rate":
             return statistics.median(self.rate)
-        return statistics.median(getattr(row, column) for row in self.at_level)
+        return float(statistics.median(getattr(row, column) for row in self.at_level))
 
 
 def measure(
-    plan: Plan, files: Files, seed: int, flags: argparse.Namespace
-) -> tuple[Summary, Outcome, Summary]:
-    """Answers a second and accuracy at saturation, then the run at 70 %."""
+    plan: Plan,
+    files: Files,
+    seed: int,
+    flags: argparse.Namespace,
+    cost: report.GeneratorCost,
+) -> Measured:
+    """Saturation, then 70 % of what was answered.
+
+    Raises:
+        ServerError: it answers nothing.
+    """
     busy = replace(plan, connections=flags.connections)
     drive(replace(busy, seconds=min(2.0, flags.seconds)))  # warm, not counted
     outcome = drive(replace(busy, seconds=flags.seconds))
@@ -71,9 +107,12 @@ def measure(
     if not full.answered:
         statuses = sorted(set(outcome.columns["status"].tolist()))
         raise ServerError(f"no request was answered with 200, but with {statuses}")
+    answers = np.full(len(files.contents), np.nan)
+    answers[outcome.columns["image"].astype(int)] = outcome.columns["answer"]
     times = arrivals(poisson(flags.seconds, LEVEL), full.answered, seed)
-    level = drive(replace(plan, times=times))
-    return full, level, summarise(level, files.labels, flags.seconds, np.inf)
+    outcome = drive(replace(plan, times=times))
+    cost.add(outcome)
+    return Measured(full, answers, summarise(outcome, files.labels, flags.seconds, np.inf))
 
 
 def run_round(
@@ -82,7 +121,8 @@ def run_round(
     files: Files,
     seed: int,
     flags: argparse.Namespace,
-) -> Iterator[tuple[str, Summary, Outcome, Summary]]:
+    cost: report.GeneratorCost,
+) -> Iterator[tuple[str, Measured]]:
     """One server in one round; ours, if there is no peer, at each of its budgets."""
     if peer is None:
         with service(bundle.path) as server:
@@ -91,12 +131,12 @@ def run_round(
                     post(f"/classify?{query}", file, "image/png") for file in files.contents
                 ]
                 plan = Plan(server.host, server.port, requests, read_classification)
-                yield name, *measure(plan, files, seed, flags)
+                yield name, measure(plan, files, seed, flags, cost)
         return
     requests = [post(peer.path, peer.body(file), peer.content_type) for file in files.contents]
     with served(peer, bundle, flags.venvs, flags.share) as server:
         plan = Plan(server.host, server.port, requests, peer.read, timeout_s=60)
-        yield peer.name, *measure(plan, files, seed, flags)
+        yield peer.name, measure(plan, files, seed, flags, cost)
 
 
 def measure_all(
@@ -104,17 +144,15 @@ def measure_all(
 ) -> tuple[report.GeneratorCost, dict[str, Found], dict[str, str]]:
     """All servers in turn, in every round; the last is why those are missing that are."""
     cost, found, missing = report.GeneratorCost(), dict[str, Found](), dict[str, str]()
+    ours = np.full(len(files.contents), np.nan)
     for round_ in range(flags.rounds):
         for peer in [None, *peers]:
             try:
-                for name, full, level, summary in run_round(peer, bundle, files, round_, flags):
-                    mine = found.setdefault(name, Found())
-                    mine.rate.append(full.answered)
-                    mine.accuracy.append(full.accuracy)
-                    mine.at_level.append(summary)
-                    cost.add(level)
-                    ms = f"p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms"
-                    print(f"{round_}, {name}: {full.answered:.0f} a second; {ms}", flush=True)
+                for name, one in run_round(peer, bundle, files, round_, flags, cost):
+                    ours = one.answers if name == FULL else ours
+                    found.setdefault(name, Found()).add(one, ours)
+                    ms = f"p50 {one.level.p50_ms:.1f} ms, p99 {one.level.p99_ms:.1f} ms"
+                    print(f"{round_}, {name}: {one.full.answered:.0f} a second; {ms}", flush=True)
             except ServerError as error:
                 missing[peer.name if peer else "ours"] = str(error)
     return cost, found, missing
@@ -132,7 +170,7 @@ def print_table(found: dict[str, Found]) -> None:
     }
     ratio = "× best peer"
     titles = ("answers/s", ratio, "p50 ms at 70 %", ratio, "p99 ms at 70 %", ratio)
-    report.table("server", (*titles, "errors", "accuracy"))
+    report.table("server", (*titles, "errors", "accuracy", "same class"))
     for name, values in found.items():
         cells = []
         for column in columns:
@@ -140,7 +178,8 @@ def print_table(found: dict[str, Found]) -> None:
             cells += [f"{value:.0f}" if column == "rate" else f"{value:.1f}"]
             cells += [f"{value / best[column]:.2f}"]
         errors = sum(row.errors + row.refused + row.late for row in values.at_level)
-        report.line(name, [*cells, f"{errors}", f"{statistics.median(values.accuracy):.1%}"])
+        shares = (statistics.median(part) for part in (values.accuracy, values.same))
+        report.line(name, [*cells, f"{errors}", *(f"{share:.1%}" for share in shares)])
 
 
 def _flags() -> argparse.Namespace:
@@ -156,6 +195,7 @@ def _flags() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--workers", type=int, default=cores, help="processes of each peer")
     parser.add_argument("--batch", type=int, default=16, help="most images of a peer's batch")
+    parser.add_argument("--cache", type=Path, default=Config().cache_dir, help="of decoded images")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--quick", action="store_true", help="seconds only, to see if it runs")
     flags = parser.parse_args()
@@ -176,7 +216,7 @@ def main() -> int:
         print(json.dumps({"benchmark": "peers", "setup": True, "failed": failed}))
         return 1 if failed else 0
     bundle = read_bundle(flags.bundle)
-    files = test_images(flags.data, bundle.card, flags.images, "PNG")
+    files = test_images(flags.data, bundle.card, flags.images, "PNG", flags.cache)
     print(f"{report.machine()}; {bundle.card.name}; {flags.workers} workers each, "
           f"{flags.rounds} rounds of {flags.seconds:g} s")  # fmt: skip
     cost, found, missing = measure_all(peers, bundle, files, flags)

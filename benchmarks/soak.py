@@ -30,6 +30,7 @@ from benchmarks.load.generator import Plan, drive, driving, post, read_classific
 from benchmarks.load.images import Files, read_card, test_images
 from benchmarks.load.outcome import Outcome, summarise
 from benchmarks.load.server import Server, service
+from training.config import Config
 
 CONNECTIONS = 64
 # Memory grows at first, as caches fill and pools of threads start.
@@ -124,6 +125,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--items", nargs="+", default=list(ITEMS), choices=ITEMS)
     parser.add_argument("--seconds", type=float, default=15.0, help="of load, for an item of chaos")
     parser.add_argument("--saturation-s", type=float, default=10.0)
+    parser.add_argument("--cache", type=Path, default=Config().cache_dir, help="of decoded images")
     parser.add_argument("--images", type=int, default=1000)
     return parser.parse_args()
 
@@ -131,7 +133,7 @@ def _flags() -> argparse.Namespace:
 def main() -> int:
     """Print verdicts and one JSON line."""
     flags = _flags()
-    files = test_images(flags.data, read_card(flags.bundle), flags.images, "PNG")
+    files = test_images(flags.data, read_card(flags.bundle), flags.images, "PNG", flags.cache)
     carried = measure_rate(flags.bundle, files, flags.saturation_s)
     rate = flags.level * carried
     print(f"{report.machine()}; {flags.bundle.name} carries {carried:.0f} a second at its default "

@@ -23,21 +23,24 @@ class Files:
     labels: npt.NDArray[np.int64]
 
 
-def test_images(source: str, card: Card, count: int, form: str) -> Files:
+def test_images(source: str, card: Card, count: int, form: str, cache: Path) -> Files:
     """Some test images of a source, as files of a format.
 
     They are as large as the network's input before the centre is cropped. In PNG, which loses
     nothing, the service sees the pixels that `training evaluate` sees.
 
+    Args:
+        form: one of `FORMATS`.
+        cache: folder for decoded images.
+
     Raises:
         DataError: the source cannot be used.
     """
-    # Here, as the generator's process imports what its parent did, and these take seconds.
-    from training.config import Config
+    # Here, as the generator's process imports what its parent did, and this takes seconds.
     from training.data import load_test
 
     squares = replace(card.preprocessing, size=card.preprocessing.resize)
-    images = load_test(source, squares, names=card.labels, cache=Config().cache_dir)
+    images = load_test(source, squares, names=card.labels, cache=cache)
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
     pixels = images.take(chosen)
     return Files([_encode(image, form) for image in pixels], images.labels[chosen])

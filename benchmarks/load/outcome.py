@@ -65,7 +65,7 @@ class Outcome:
     @property
     def ok(self) -> Mask:
         """(N,) which were answered with a class."""
-        return self.columns["status"] == OK
+        return np.equal(self.columns["status"], OK)
 
 
 @dataclass(frozen=True)

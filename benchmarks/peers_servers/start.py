@@ -164,10 +164,17 @@ def write_network(bundle: Bundle, scratch: Path) -> None:
 
 def write_mlserver_settings(scratch: Path, port: int, share: Share) -> None:
     """MLServer reads files; 5 ms is what a batch waits to fill, as it has no batches at 0."""
-    settings = {"http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+    settings: dict[str, Any] = {
+        "http_port": port,
+        "grpc_port": free_port(),
+        "metrics_port": free_port(),
+    }
     settings |= {"host": "127.0.0.1", "parallel_workers": share.workers, "debug": False}
     (scratch / "settings.json").write_text(json.dumps(settings))
-    model = {"name": "full", "implementation": f"{PACKAGE}.with_mlserver.FullNetwork"}
+    model: dict[str, Any] = {
+        "name": "full",
+        "implementation": f"{PACKAGE}.with_mlserver.FullNetwork",
+    }
     model |= {"max_batch_size": share.batch, "max_batch_time": 0.005}
     (scratch / "model-settings.json").write_text(json.dumps(model))
 
