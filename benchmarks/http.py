@@ -111,7 +111,9 @@ def fixed_vs_auto(bench: Bench) -> None:
                     _note_parts(bench, shape, mode, round_, phases, outcome)
             if flags.pictures and not round_:
                 flags.pictures.mkdir(parents=True, exist_ok=True)
-                draw(tracks, full, flags.target_ms, flags.pictures / f"load-{shape}.png")
+                title = f"{shape}: budget 1, and one that follows the load"
+                path = flags.pictures / f"load-{shape}.png"
+                draw(tracks, full, flags.target_ms, title, path)
         _print_ratios(bench, shape)
     bench.put_budget("fixed-vs-auto", FULL)
 

@@ -111,14 +111,16 @@ class _Generator:
         if self.plan.times is None:
             for _ in range(self.plan.connections):
                 self._due(self.now())
-        while times or self.busy or self.waiting:
-            while times and times[0] <= self.now():
-                self._due(times.popleft())
-            self._receive(min(times[0] - self.now(), TICK_S) if times else TICK_S)
-            self._give_up()
-        for connection in self.idle:
-            connection.close()
-        self.selector.close()
+        try:
+            while times or self.busy or self.waiting:
+                while times and times[0] <= self.now():
+                    self._due(times.popleft())
+                self._receive(min(times[0] - self.now(), TICK_S) if times else TICK_S)
+                self._give_up()
+        finally:
+            for key in list(self.selector.get_map().values()):
+                key.data.close()
+            self.selector.close()
 
     def now(self) -> float:
         """Seconds since the start."""
@@ -264,11 +266,13 @@ class _Connection:
     def on_message_complete(self) -> None:
         """Called by the parser, which hides what is raised here."""
         self._whole = True
+        # Afterwards it has forgotten.
+        self._keep = self._parser.should_keep_alive()
 
     def _complete(self) -> None:
         index, self._index = self._index, None
         assert index is not None
-        keep = self._parser.should_keep_alive() and not self._outgoing
+        keep = self._keep and not self._outgoing
         if not keep:
             self.close()
         status = self._parser.get_status_code()

@@ -23,7 +23,9 @@ class Track:
     budget: Floats
 
 
-def draw(tracks: Mapping[str, Track], capacity: float, target_ms: float, path: Path) -> None:
+def draw(
+    tracks: Mapping[str, Track], capacity: float, target_ms: float, title: str, path: Path
+) -> None:
     """Write a PNG of the runs "fixed" and "auto", or of the one there is."""
     # Here, as pictures are not always wanted.
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ def draw(tracks: Mapping[str, Track], capacity: float, target_ms: float, path: P
 
     colours = {"fixed": OTHER, "auto": OURS}
     figure = Figure(figsize=(WIDTH, 6.2), dpi=DPI, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     rate, budget, latency = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 1.2))
     first = next(iter(tracks.values()))
     rate.fill_between(first.seconds, first.offered, color=FAINT, linewidth=0, label="offered")
@@ -54,5 +57,7 @@ def draw(tracks: Mapping[str, Track], capacity: float, target_ms: float, path: P
     for axes in (rate, budget, latency):
         axes.grid(color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7, loc="upper right", ncols=4)
+        # Above its panel, where no line is.
+        place = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "borderaxespad": 0}
+        axes.legend(frameon=False, fontsize=7, ncols=4, **place)
     figure.savefig(path)

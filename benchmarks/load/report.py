@@ -14,7 +14,7 @@ from benchmarks.load.outcome import Outcome, Summary
 
 HEADER = (
     "offered/s", "answered/s", "p50 ms", "p90", "p95", "p99", "within target", "refused", "late",
-    "errors", "compute", "accuracy", "overhead ms",
+    "errors", "compute", "accuracy", "queue + overhead ms",
 )  # fmt: skip
 
 

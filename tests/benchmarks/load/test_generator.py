@@ -147,10 +147,27 @@ def test_saturation_keeps_connections_busy() -> None:
     assert 40 <= len(found) <= 4 * 0.5 / 0.02 + 4
 
 
+@pytest.mark.parametrize(("header", "connections"), [(b"", 1), (b"Connection: close\r\n", 5)])
+def test_a_connection_is_kept_unless_the_server_says_no(header: bytes, connections: int) -> None:
+    seen: list[socket.socket] = []
+
+    def count(connection: socket.socket) -> None:
+        seen.append(connection)
+        while read_request(connection):
+            connection.sendall(ANSWER.replace(b"Content-Length", header + b"Content-Length"))
+
+    with serving(count) as plan:
+        found = run(replace(plan, times=np.arange(5) / 20))
+    assert found.ok.all()
+    assert len(seen) == connections
+
+
 def test_a_kept_connection_that_is_closed_is_replaced() -> None:
     def once(connection: socket.socket) -> None:
         if read_request(connection):
             connection.sendall(ANSWER)
+            # It hangs up on the next one, as servers do whose patience ends just then.
+            read_request(connection)
 
     with serving(once) as plan:
         found = run(replace(plan, times=np.arange(20) / 100))
