@@ -254,8 +254,9 @@ def _flags() -> argparse.Namespace:
     if 1.0 not in flags.budgets:
         parser.error("--budgets needs 1, by which all rates are set")
     if flags.quick:
-        flags.rounds, flags.seconds, flags.day_seconds, flags.saturation_s = 1, 4.0, 4.0, 1.0
-        flags.images = min(flags.images, 200)
+        flags.rounds, flags.images = 1, min(flags.images, 200)
+        flags.seconds, flags.day_seconds = min(flags.seconds, 4.0), min(flags.day_seconds, 4.0)
+        flags.saturation_s = min(flags.saturation_s, 1.0)
     return flags
 
 
