@@ -217,7 +217,8 @@ def main() -> int:
         return 1 if failed else 0
     bundle = read_bundle(flags.bundle)
     files = test_images(flags.data, bundle.card, flags.images, "PNG", flags.cache)
-    print(f"{report.machine()}; {bundle.card.name}; {flags.workers} workers each, "
+    machine = report.machine()
+    print(f"{machine}; {bundle.card.name}; {flags.workers} workers each, "
           f"{flags.rounds} rounds of {flags.seconds:g} s")  # fmt: skip
     cost, found, missing = measure_all(peers, bundle, files, flags)
     print_table(found)
@@ -227,7 +228,7 @@ def main() -> int:
     report.print_json(
         {
             "benchmark": "peers",
-            "machine": report.machine(),
+            "machine": machine,
             "bundle": bundle.card.name,
             "workers": flags.workers,
             "seconds": flags.seconds,

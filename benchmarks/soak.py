@@ -134,9 +134,10 @@ def main() -> int:
     """Print verdicts and one JSON line."""
     flags = _flags()
     files = test_images(flags.data, read_card(flags.bundle), flags.images, "PNG", flags.cache)
+    machine = report.machine()
     carried = measure_rate(flags.bundle, files, flags.saturation_s)
     rate = flags.level * carried
-    print(f"{report.machine()}; {flags.bundle.name} carries {carried:.0f} a second at its default "
+    print(f"{machine}; {flags.bundle.name} carries {carried:.0f} a second at its default "
           f"budget, {rate:.0f} a second are sent", flush=True)  # fmt: skip
     if flags.chaos:
         case = Case(flags.bundle, files, rate, flags.seconds)
@@ -150,7 +151,7 @@ def main() -> int:
     report.print_json(
         {
             "benchmark": name,
-            "machine": report.machine(),
+            "machine": machine,
             "bundle": flags.bundle.name,
             "rate": rate,
             "good": all(verdict.good for verdict in verdicts),
