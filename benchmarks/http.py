@@ -46,6 +46,8 @@ DEADLINE_LEVEL = 0.9
 # How often the budget in force is asked for, and how long a change of mode settles.
 ASK_S, SETTLE_S = 0.25, 1.0
 POINTS = 120
+# What cannot be: at so many times capacity, such a share within the target at a fixed budget.
+NO_LOAD = (1.5, 0.9)
 
 
 def capacity(bench: Bench) -> None:
@@ -164,6 +166,10 @@ def _note_parts(
             seconds = sum(phase.seconds for phase in phases if phase.name == name)
             summary = bench.sum_up(outcome, seconds, part)
             bench.note("fixed-vs-auto", f"{mode}, {name}", summary, part=name, **more)
+            level = max(phase.level for phase in phases if phase.name == name)
+            if mode == "fixed" and level >= NO_LOAD[0] and summary.within > NO_LOAD[1]:
+                print(f"\n{level:g} × capacity was no load: capacity was measured too low. Was the "
+                      "machine busy?")  # fmt: skip
 
 
 def _print_ratios(bench: Bench, shape: str) -> None:

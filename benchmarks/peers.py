@@ -29,8 +29,9 @@ import numpy.typing as npt
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import arrivals, poisson
-from benchmarks.load.generator import Plan, drive, post, read_classification
+from benchmarks.load.generator import Plan, drive
 from benchmarks.load.images import Files, test_images
+from benchmarks.load.messages import post, read_classification
 from benchmarks.load.outcome import Summary, summarise
 from benchmarks.load.server import ServerError, service
 from benchmarks.peers_servers.start import PEERS, Peer, Share, served, set_up

@@ -26,8 +26,9 @@ import numpy as np
 from benchmarks.load import report
 from benchmarks.load.arrivals import Floats, arrivals, poisson
 from benchmarks.load.chaos import ITEMS, Case, Verdict
-from benchmarks.load.generator import Plan, drive, driving, post, read_classification
+from benchmarks.load.generator import Plan, drive, driving
 from benchmarks.load.images import Files, read_card, test_images
+from benchmarks.load.messages import post, read_classification
 from benchmarks.load.outcome import Outcome, summarise
 from benchmarks.load.server import Server, service
 from training.config import Config

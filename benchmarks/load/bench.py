@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load import report
-from benchmarks.load.generator import Plan, drive, post, read_classification
+from benchmarks.load.generator import Plan, drive
 from benchmarks.load.images import Files
+from benchmarks.load.messages import post, read_classification
 from benchmarks.load.outcome import Mask, Outcome, Summary, summarise
 from benchmarks.load.server import Server
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load.arrivals import arrivals, poisson
-from benchmarks.load.generator import Plan, drive, driving, post, read_classification
+from benchmarks.load.generator import Plan, drive, driving
 from benchmarks.load.images import Files
+from benchmarks.load.messages import post, read_classification
 from benchmarks.load.outcome import Outcome, percentiles
 from benchmarks.load.server import Server, ServerError, free_port, of_service, running, service
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import socket
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +26,8 @@ import httptools
 import numpy as np
 
 from benchmarks.load.arrivals import Floats
+from benchmarks.load.messages import Reader
 from benchmarks.load.outcome import COLUMNS, OK, Outcome
-
-# What an answer says, as columns of an `Outcome`.
-Reader = Callable[[bytes], dict[str, float]]
 
 # Statuses of requests that got no whole answer.
 BROKEN, TIMED_OUT = 0, -1
@@ -288,27 +285,3 @@ class _Connection:
             self._generator.again(index)
         else:
             self._generator.done(index, BROKEN, b"", None)
-
-
-def post(path: str, body: bytes, content_type: str, host: str = "localhost") -> bytes:
-    """A whole POST request."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {content_type}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def read_classification(body: bytes) -> dict[str, float]:
-    """What an answer of `POST /classify` says."""
-    answer = json.loads(body)
-    timing = answer["timing_ms"]
-    return {
-        "answer": answer["predictions"][0]["index"],
-        "fraction": answer["compute"]["fraction"],
-        "decode_ms": timing["decode"],
-        "inference_ms": timing["inference"],
-        "total_ms": timing["total"],
-    }
-
-
-def read_index(body: bytes) -> dict[str, float]:
-    """What an answer says that holds the class's index alone, as a rival's does."""
-    return {"answer": float(json.loads(body)["index"])}

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load.generator import Reader, read_index
+from benchmarks.load.messages import Reader, read_index
 from benchmarks.load.server import ROOT, Server, ServerError, free_port, running
 from benchmarks.peers_servers.network import PREPROCESSING
 from models.bundle import Bundle

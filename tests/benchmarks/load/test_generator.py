@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.load.arrivals import arrivals, poisson
-from benchmarks.load.generator import BROKEN, TIMED_OUT, Plan, drive, post, read_index, run
+from benchmarks.load.generator import BROKEN, TIMED_OUT, Plan, drive, run
+from benchmarks.load.messages import post, read_index
 
 BODY = json.dumps({"index": 7}).encode()
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
