@@ -8,7 +8,7 @@ DATA   ?=
 OUT    ?=
 BACKBONE ?= mcifarnet
 ARGS   ?=
-BENCH  ?= $(filter-out __init__ gpu_check,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+BENCH  ?= $(filter-out __init__ gpu_check peers soak,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
 
 python  := $(VENV)/bin/python
 install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import peers
+from benchmarks.peers_servers.start import PEERS, SERVERS
+from tests.benchmarks.support import write_images, write_narrow_bundle
+
+
+def test_a_peer_is_measured_beside_ours_and_one_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_narrow_bundle(tmp_path / "bundles" / "narrow")
+    flags = ["--data", write_images(tmp_path / "data"), "--bundle", bundle, "--quick"]
+    flags += ["--cache", tmp_path / "cache", "--workers", 1, "--venvs", tmp_path]
+    monkeypatch.setattr("sys.argv", ["peers", *map(str, flags), "--peers", "fastapi", "litserve"])
+    assert peers.main() == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert set(report["servers"]) == {"ours, budget 1", "ours, budget 0.25", "fastapi"}
+    assert set(report["missing"]) == {"litserve"}
+    assert "--setup" in report["missing"]["litserve"]
+    for found in report["servers"].values():
+        (level,) = found["at_level"]
+        assert found["rate"][0] > 0
+        assert level["offered"] == pytest.approx(0.7 * found["rate"][0], rel=0.3)
+        assert level["errors"] == 0
+    # The same network and the same decoding.
+    assert report["servers"]["fastapi"]["same"] == [1]
+    assert report["servers"]["ours, budget 0.25"]["same"][0] < 1
+
+
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.own])
+def test_all_that_a_peer_needs_is_pinned(name: str) -> None:
+    lines = (SERVERS / f"requirements-{name}.txt").read_text().splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
+    assert {f"{name}", "onnxruntime", "numpy", "pillow"} <= {
+        line.partition("==")[0].lower() for line in pinned
+    }
