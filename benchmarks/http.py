@@ -210,7 +210,8 @@ def deadline(bench: Bench) -> None:
         print(
             f"kept: {kept['of_answered']:.2%} of the answered by the server's clock, "
             f"{kept['of_answered_here']:.2%} by ours from when they were due; "
-            f"{kept['of_not_refused']:.2%} of all but the refused, a 504 being one not kept"
+            f"{kept['of_accepted']:.2%} of the accepted, where {kept['turned_away']:.2%} were "
+            f"turned away at once and {kept['passed_504']:.0f} were told that it took longer"
         )
 
 
@@ -219,12 +220,13 @@ def _kept(outcome: Outcome, limit_ms: float) -> dict[str, float]:
     ok, status = outcome.ok, outcome.columns["status"]
     in_time = outcome.columns["total_ms"][ok] <= limit_ms
     here = outcome.latency_ms[ok] <= limit_ms
-    others = max(int((status != REFUSED).sum()), 1)
+    turned_away = (status == REFUSED) | (outcome.columns["unreachable"] == 1)
     return {
         "of_answered": float(in_time.mean()) if len(in_time) else float("nan"),
         "of_answered_here": float(here.mean()) if len(here) else float("nan"),
-        "of_not_refused": float(in_time.sum()) / others,
-        "passed_504": float((status == LATE).sum()),
+        "of_accepted": float(in_time.sum()) / max(int((~turned_away).sum()), 1),
+        "turned_away": float(turned_away.mean()),
+        "passed_504": float(((status == LATE) & ~turned_away).sum()),
     }
 
 

@@ -90,6 +90,9 @@ def run(plan: Plan) -> Outcome:
     return Outcome(columns, generator.start, time.process_time() - processor)
 
 
+_UNREACHABLE = b"deadline_unreachable"
+
+
 class _Generator:
     """A plan while it runs."""
 
@@ -180,7 +183,7 @@ class _Generator:
         self._send(index)
 
     def _note(self, index: int, status: int, body: bytes) -> None:
-        self._set(index, status=status, done=self.now())
+        self._set(index, status=status, done=self.now(), unreachable=_UNREACHABLE in body)
         if status == OK:
             self._set(index, **self.plan.read(body))
 

@@ -13,13 +13,14 @@ Mask = npt.NDArray[np.bool_]
 
 # Seconds since the start when a request was due, sent and done; HTTP status, 0 for a broken
 # connection, −1 for one given up; index of the image and of the class answered; 1 for those that
-# waited for a connection.
+# waited for a connection, and for those whose deadline the service said at once it cannot keep.
 COLUMNS = (
     "due",
     "waited",
     "sent",
     "done",
     "status",
+    "unreachable",
     "image",
     "answer",
     "fraction",
