@@ -84,9 +84,11 @@ async def _answer_one(
     metrics, decode_s = service.model_metrics[card.name], 0.0
     try:
         if isinstance(image, bytes):
-            values, decode_s = await loop.run_in_executor(
-                service.decoders, _decode, image, card.preprocessing, service.settings.max_pixels
+            submitted, max_pixels = time.perf_counter(), service.settings.max_pixels
+            values, started, decode_s = await loop.run_in_executor(
+                service.decoders, _decode, image, card.preprocessing, max_pixels
             )
+            service.metrics.decode_queue_seconds.observe(started - submitted)
             service.metrics.decode_seconds.observe(decode_s)
         else:
             values = image
@@ -102,10 +104,13 @@ async def _answer_one(
     return Answered(answer, decode_s)
 
 
-def _decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> tuple[Floats, float]:
+def _decode(
+    content: bytes, preprocessing: Preprocessing, max_pixels: int
+) -> tuple[Floats, float, float]:
+    """The image, when its decoding began, and the seconds it took."""
     started = time.perf_counter()
     image = preprocess(content, preprocessing, max_pixels)
-    return image, time.perf_counter() - started
+    return image, started, time.perf_counter() - started
 
 
 def _classification(call: Call, answered: Answered) -> Classification:

@@ -11,7 +11,7 @@ ServiceError
 │   └── BudgetTooLow, CapTooLow
 ├── QueueFull                                         429
 ├── InternalError                                     500
-└── Starting, Draining                                503
+└── Starting, Draining, TooBusy                       503
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ class TooManyPixels(ServiceError):
     status, code = 413, "too_many_pixels"
 
 
+class TooComplex(ServiceError):
+    """An image in so many pieces that decoding it would hold up the others."""
+
+    status, code = 413, "too_complex"
+
+
 class TooManyParts(ServiceError):
     """More multipart parts than allowed."""
 
@@ -135,6 +141,12 @@ class Starting(ServiceError):
     status, code, retry_after_s = 503, "starting", 1
 
 
+class TooBusy(ServiceError):
+    """The requests in flight hold as many bytes as they may."""
+
+    status, code, retry_after_s = 503, "too_busy", 1
+
+
 class Draining(ServiceError):
     """The service is about to stop; what is in flight is finished."""
 
@@ -157,6 +169,7 @@ def from_image_error(error: preprocess.ImageError) -> ServiceError:
 _IMAGE_ERRORS: dict[type[preprocess.ImageError], type[ServiceError]] = {
     preprocess.FormatNotAllowed: FormatNotAllowed,
     preprocess.TooManyPixels: TooManyPixels,
+    preprocess.TooComplex: TooComplex,
 }
 
 

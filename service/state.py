@@ -17,6 +17,7 @@ from service.budget import Budget
 from service.engines import create_engine
 from service.engines.base import Engine
 from service.errors import Draining, Starting, UnknownModel
+from service.inflight import Inflight
 from service.metrics import Metrics, ModelMetrics
 from service.registry import ServedModel, read_bundles, serve_bundle
 from service.settings import Settings, SettingsError
@@ -49,6 +50,10 @@ class Service:
         self.metrics.queue_depth.set_function(self._queue_depth)
         self.models: dict[str, ServedModel] = {}
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.inflight = Inflight(settings.max_inflight_bytes)
+        self.metrics.inflight_bytes.set_function(lambda: self.inflight.held)
+        # Python has no public count of what an executor has yet to begin.
+        self.metrics.decode_queue.set_function(self.decoders._work_queue.qsize)
         self.phase: Literal["starting", "ready", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None

@@ -48,17 +48,19 @@ async def post_classify(
     """Classify one image, or the images of a multipart body, within a budget."""
     call = resolve(service, query, request.state.request_id, request.state.started)
     content_type = _content_type(request)
-    body = await read_body(request, service.settings.max_body_bytes)
-    if content_type.lower().startswith("multipart/"):
-        parts = await asyncio.get_running_loop().run_in_executor(
-            service.decoders, file_parts, body, content_type, service.settings.max_parts
-        )
-        results = await classify(service, call, parts)
-        return Classifications(results=[_part(service, result) for result in results])
-    (result,) = await classify(service, call, [body])
-    if isinstance(result, ServiceError):
-        raise result
-    return result
+    with service.inflight.hold() as held:
+        body = await read_body(request, service.settings.max_body_bytes, held)
+        if content_type.lower().startswith("multipart/"):
+            held.add(len(body))  # its parts are copies
+            parts = await asyncio.get_running_loop().run_in_executor(
+                service.decoders, file_parts, body, content_type, service.settings.max_parts
+            )
+            results = await classify(service, call, parts)
+            return Classifications(results=[_part(service, result) for result in results])
+        (result,) = await classify(service, call, [body])
+        if isinstance(result, ServiceError):
+            raise result
+        return result
 
 
 def _part(service: Service, result: Classification | ServiceError) -> Classification | ErrorBody:

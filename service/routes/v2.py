@@ -14,6 +14,7 @@ from starlette.responses import Response
 from service.classifier import Answered, Call, answer_images, resolve
 from service.encodings import accepted_encoding, deflate, inflate
 from service.errors import BadRequest, NotOffered, ServiceError, UnknownModel
+from service.inflight import Holding
 from service.protocol.describe import (
     model_config,
     model_metadata,
@@ -118,7 +119,8 @@ async def get_model_statistics(model: ModelDep, service: ServiceDep) -> dict[str
 @router.post("/repository/index", summary="All models and their state")
 async def post_index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
     """All models; with `{"ready": true}` only those that are ready."""
-    body = await read_body(request, _INDEX_BYTES)
+    with service.inflight.hold() as held:
+        body = await read_body(request, _INDEX_BYTES, held)
     only_ready = bool(body) and read_object(body).get("ready") is True
     states = {"starting": "LOADING", "ready": "READY", "draining": "UNLOADING"}
     state = states[service.phase]
@@ -132,17 +134,25 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
 async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
     """Classify encoded images, or preprocessed ones, within the parameters `budget` and `cap`."""
-    body = await read_body(request, service.settings.max_body_bytes)
-    loop = asyncio.get_running_loop()
-    wanted = await loop.run_in_executor(service.decoders, _read, request, body, model, service)
-    call = resolve(service, _query(model, wanted), request.state.request_id, request.state.started)
-    answered = _all_answered(await answer_images(service, call, wanted.images))
-    return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
+    with service.inflight.hold() as held:
+        body = await read_body(request, service.settings.max_body_bytes, held)
+        loop = asyncio.get_running_loop()
+        wanted = await loop.run_in_executor(
+            service.decoders, _read, request, body, model, service, held
+        )
+        call = resolve(
+            service, _query(model, wanted), request.state.request_id, request.state.started
+        )
+        answered = _all_answered(await answer_images(service, call, wanted.images))
+        return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
-def _read(request: Request, body: bytes, model: ServedModel, service: Service) -> InferRequest:
+def _read(
+    request: Request, body: bytes, model: ServedModel, service: Service, held: Holding
+) -> InferRequest:
     max_bytes, max_images = service.settings.max_body_bytes, service.settings.max_parts
     content = inflate(body, request.headers.get("content-encoding", ""), max_bytes)
+    held.add(len(content))  # inflated or not: the images of the request are copies
     return read_request(content, _json_bytes(request), model.card, max_images)
 
 
