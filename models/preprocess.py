@@ -79,8 +79,17 @@ class Preprocessing:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB."""
-        return np.array(self._resized(_rgb(_upright(image))))
+        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB.
+
+        Raises:
+            NotAnImage: its palette or transparency is broken.
+        """
+        try:
+            return np.array(self._resized(_rgb(_upright(image))))
+        except Exception as error:  # Pillow checks neither as it decodes
+            raise NotAnImage(
+                f"the image cannot be converted to RGB: {error or 'broken'}"
+            ) from error
 
     def normalise(self, pixels: Pixels) -> Floats:
         """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError, UnknownModel
 from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
@@ -18,21 +19,30 @@ from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
 PROTOCOL = "/v2"
 
 _SHOWN_INPUT = 80
+# What a client sent is part of the sentence, and may be long.
+_MOST_CHARACTERS = 1000
 
 _KNOWN_FIELDS: dict[str, type[BaseModel]] = {"query": ClassifyQuery, "body": FixedBudget}
 
 
 def error_body(error: ServiceError) -> ErrorBody:
     """What a refusal says."""
-    return ErrorBody(error=str(error), code=error.code)
+    return ErrorBody(error=_sentence_of(error), code=error.code)
 
 
 def error_response(error: ServiceError, path: str) -> JSONResponse:
     """A refusal as the response to a request for `path`."""
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
-        return JSONResponse({"error": str(error)}, _protocol_status(error), headers)
+        return JSONResponse({"error": _sentence_of(error)}, _protocol_status(error), headers)
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def _sentence_of(error: ServiceError) -> str:
+    sentence = str(error)
+    if len(sentence) <= _MOST_CHARACTERS:
+        return sentence
+    return f"{sentence[: _MOST_CHARACTERS - 1]}…"
 
 
 def _protocol_status(error: ServiceError) -> int:
@@ -52,7 +62,10 @@ def add_error_handlers(app: FastAPI) -> None:
     async def refuse(request: Request, error: Exception) -> Response:
         refusal = _refusal(request, error)
         app.state.service.metrics.rejected.labels(refusal.code).inc()
-        return error_response(refusal, request.url.path)
+        response = error_response(refusal, request.url.path)
+        if isinstance(refusal, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(_methods(request))
+        return response
 
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
@@ -63,9 +76,23 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
         return error
     if isinstance(error, RequestValidationError):
         return BadParameter(_sentence(error.errors()[0]))
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        return BadParameter("the body is not a JSON object sent as application/json, in UTF-8")
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
     return NotFound(f"{request.url.path} does not exist: see /docs")
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods that a path has: each may be a route of its own."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def _sentence(error: dict[str, Any]) -> str:
