@@ -8,11 +8,16 @@ from service.inflight import Inflight
 
 def test_hold_is_given_back_whatever_happens() -> None:
     inflight = Inflight(10)
-    with pytest.raises(ZeroDivisionError), inflight.hold() as held:
-        held.add(4)
-        held.add(6)
-        assert inflight.held == 10
-        raise ZeroDivisionError
+
+    def work() -> None:
+        with inflight.hold() as held:
+            held.add(4)
+            held.add(6)
+            assert inflight.held == 10
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert inflight.held == 0
 
 
