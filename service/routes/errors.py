@@ -53,7 +53,16 @@ def _protocol_status(error: ServiceError) -> int:
 
 def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its documentation."""
-    return {status: {"model": ErrorBody} for status in statuses}
+    return {
+        status: busy_docs(ErrorBody) if status in (429, 503) else {"model": ErrorBody}
+        for status in statuses
+    }
+
+
+def busy_docs(body: type[BaseModel]) -> dict[str, Any]:
+    """The documentation of a refusal that does not last."""
+    wait = {"description": "seconds to wait before trying again", "schema": {"type": "integer"}}
+    return {"model": body, "headers": {"Retry-After": wait}}
 
 
 def add_error_handlers(app: FastAPI) -> None:
