@@ -56,7 +56,9 @@ def scene(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def measure(kind: str, image: Image.Image, to: Preprocessing, threads: int, rounds: int) -> Row:
+def measure(
+    kind: str, image: Image.Image, to: Preprocessing, threads: int, rounds: int, seconds: float
+) -> Row:
     """Time one format at one size."""
     format_name, options = FORMATS[kind]
     stream = BytesIO()
@@ -71,8 +73,8 @@ def measure(kind: str, image: Image.Image, to: Preprocessing, threads: int, roun
 
     rivals = {"served": served} | ({"whole": whole} if format_name == "JPEG" else {})
     taken = in_turn(rivals, rounds, time.process_time)
-    ms = {name: 1e3 * Spread.of(seconds).median for name, seconds in taken.items()}
-    runs = threads * max(2, round(1e3 / ms["served"]))
+    ms = {name: 1e3 * Spread.of(times).median for name, times in taken.items()}
+    runs = threads * (1 + round(1e3 * seconds / ms["served"]))
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()
         list(pool.map(lambda _: served(), range(runs)))
@@ -87,6 +89,7 @@ def main() -> int:
     parser.add_argument("--resize", type=int, default=256, help="shorter side before the crop")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1, help="with all threads at once")
     parser.add_argument("--data", help=argparse.SUPPRESS)  # `make bench` gives it to all
     flags = parser.parse_args()
     to = Preprocessing(flags.size, flags.resize, (0.5,) * 3, (0.25,) * 3)
@@ -99,7 +102,7 @@ def main() -> int:
         width, height = map(int, size.split("x"))
         image = scene(width, height)
         for kind in FORMATS:
-            row = measure(kind, image, to, flags.threads, flags.rounds)
+            row = measure(kind, image, to, flags.threads, flags.rounds, flags.seconds)
             whole = "" if row.whole_ms is None else f"{row.whole_ms:.2f}"
             print(
                 f"| {kind} | {width} × {height} | {row.size_bytes / 1e3:.1f} | {row.ms:.2f} "

@@ -93,7 +93,7 @@ def json_text(rng: random.Random, request: Any) -> bytes:
             text.decode().encode("utf-16"),
             rng.choice(ANY)(rng, text),
             b'{"inputs":[{"name":"image","data":[' + b'"",' * 5000 + b'""]}]}',
-            b'{"inputs":[{"name":"input","data":[' + b"[]," * 30_000 + b"[]]}]}",
+            b'{"inputs":[{"name":"input","data":[' + b"[]," * 15_000 + b"[]]}]}",
         )
     )
 

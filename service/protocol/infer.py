@@ -27,9 +27,9 @@ PARAMETERS = ("binary_data_output", "budget", "cap")
 # ways of normalising, but not to pixels from 0 to 255, on which the network would answer nonsense.
 _REACH = 10
 
-# Python reads JSON without a pause: this much takes it a fraction of a second, in which no other
-# request is heard, and some ten times the memory of the text.
-_MOST_VALUES, _MOST_CONTAINERS = 1_000_000, 100_000
+# Python reads JSON without a pause, in which no other request is heard, and needs up to 25 times
+# the memory of the text. This much is one image of 256 × 256, or 65 of 32 × 32.
+_MOST_VALUES, _MOST_CONTAINERS = 200_000, 20_000
 
 _KINDS = {
     str: "a string",

@@ -11,7 +11,7 @@ from benchmarks import decoding
 def test_main_times_every_format_and_ends_in_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "decoding --sizes 40x32 600x400 --size 32 --resize 32 --rounds 1"
+    command = "decoding --sizes 40x32 600x400 --size 32 --resize 32 --rounds 1 --seconds 0.01"
     monkeypatch.setattr(sys, "argv", command.split())
     assert decoding.main() == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
