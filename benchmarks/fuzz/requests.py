@@ -109,29 +109,32 @@ def _http(rng: random.Random, model: str) -> Shot:
     right = b"POST /classify HTTP/1.1\r\nhost: fuzz\r\ncontent-length: %d\r\n" % len(body)
     chunked = b"POST /classify HTTP/1.1\r\nhost: fuzz\r\ntransfer-encoding: chunked\r\n\r\n"
     chunks = b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
-    wire = rng.choice(
-        (
-            right.replace(b"%d" % len(body), str(edge(rng)).encode()) + b"\r\n" + body,
-            right + b"content-length: 5\r\n\r\n" + body,
-            right + b"transfer-encoding: chunked\r\n\r\n" + body,
-            right + b"transfer-encoding: gzip, chunked\r\n\r\n" + chunks,
-            right + b"x-request-id: a\r\n b\r\n\r\n" + body,
-            right + b"x-request-id: " + rng.randbytes(40) + b"\r\n\r\n" + body,
-            right + b"a: " + b"b" * rng.choice((1000, 10**5)) + b"\r\n\r\n" + body,
-            right + b"a: b\r\n" * rng.choice((50, 3000)) + b"\r\n" + body,
-            right + b"expect: 100-continue\r\n\r\n" + body,
-            right + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n" + body,
-            chunked + rng.choice(ANY)(rng, chunks),
-            chunked + b"ffffffffffffffff\r\n" + body,
-            chunked + b"-5\r\n" + body,
-            flip_bits(rng, right) + b"\r\n" + body,
-            rng.randbytes(300),
-            b"GET /" + b"a" * rng.choice((10, 10**5)) + b" HTTP/1.1\r\n\r\n",
-            b"%s /classify HTTP/1.1\r\nhost: x\r\n\r\n"
-            % rng.choice((b"TRACE", b"PRI", b"get", b"")),
-        )
+    whole = (
+        right + b"x-request-id: a\r\n b\r\n\r\n" + body,
+        right + b"x-request-id: " + rng.randbytes(40) + b"\r\n\r\n" + body,
+        right + b"a: " + b"b" * rng.choice((1000, 10**5)) + b"\r\n\r\n" + body,
+        right + b"a: b\r\n" * rng.choice((50, 3000)) + b"\r\n" + body,
+        right + b"expect: 100-continue\r\n\r\n" + body,
+        right + b"upgrade: websocket\r\nconnection: upgrade\r\n\r\n" + body,
+        chunked + chunks,
+        chunked + b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in body) + b"0\r\na: b\r\n\r\n",
+        chunked + b"-5\r\n" + body,
+        b"GET /" + b"a" * rng.choice((10, 10**5)) + b" HTTP/1.1\r\n\r\n",
+        b"%s /classify HTTP/1.1\r\nhost: x\r\n\r\n" % rng.choice((b"TRACE", b"PRI", b"get", b"")),
     )
-    return Shot("http", wire, b"", framed=False)
+    # Of these not even the end can be told.
+    broken = (
+        right.replace(b"%d" % len(body), str(edge(rng)).encode()) + b"\r\n" + body,
+        right + b"content-length: 5\r\n\r\n" + body,
+        right + b"transfer-encoding: chunked\r\n\r\n" + body,
+        right + b"transfer-encoding: gzip, chunked\r\n\r\n" + chunks,
+        chunked + rng.choice(ANY)(rng, chunks),
+        chunked + b"ffffffffffffffff\r\n" + body,
+        flip_bits(rng, right) + b"\r\n" + body,
+        rng.randbytes(300),
+    )
+    framed = rng.random() < 0.5
+    return Shot("http", rng.choice(whole if framed else broken), b"", framed)
 
 
 KINDS: dict[str, Callable[[random.Random, str], Shot]] = {
