@@ -6,16 +6,40 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engines.base import Engine, Floats, Result
-from service.errors import Draining, QueueFull
+from service.engines.base import Engine, Floats
+from service.errors import Draining, QueueFull, ServiceError
+from service.limits import Asked, Limits
+from service.typical import Typical
+
+# The longest that a refused caller is told to wait, in seconds.
+_LONGEST_RETRY_S = 60
+
+
+class Plan(Protocol):
+    """What decides on each batch; `service.planner` says more."""
+
+    def plan(
+        self, waiting: Sequence[Asked], now: float
+    ) -> tuple[Sequence[Limits | ServiceError], float]:
+        """Decide on the first of what waits: their limits or refusals, and the seconds it takes."""
+        ...
+
+    def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
+        """Refuse what cannot be in time."""
+        ...
+
+    def learn(self, limits: Sequence[Limits], macs: Sequence[int], seconds: float) -> None:
+        """See what a batch cost and how long it took."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +50,25 @@ class Answer:
         logits: (C,) float32.
         widths: (L,) int64, groups computed per layer.
         macs: multiply–accumulates computed, the agent included.
+        limits: what it was allowed to cost.
         queue_s: seconds from `submit` to the start of the batch.
         inference_s: seconds that the whole batch took.
+        finished: when it ended, by `time.perf_counter`.
     """
 
     logits: Floats
     widths: npt.NDArray[np.int64]
     macs: int
+    limits: Limits
     queue_s: float
     inference_s: float
+    finished: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     image: Floats
-    penalty: float
-    cap: float
+    asked: Asked
     answer: Future[Answer] = field(default_factory=Future)
     submitted: float = field(default_factory=time.perf_counter)
 
@@ -54,7 +81,8 @@ class Batcher:
 
     Args:
         engine: called from the batcher's thread only.
-        max_batch: the most images of a batch.
+        plan: decides what the next batch is, and what its images may cost.
+        max_batch: how many images are worth no wait for more.
         max_wait_s: how long the first image of a batch waits for more.
         max_queue: the most images that may hold a place before their batch begins.
         on_batch: told the size of each batch and the seconds it took.
@@ -63,19 +91,22 @@ class Batcher:
     def __init__(
         self,
         engine: Engine,
+        plan: Plan,
         *,
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._plan = engine, plan
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._max_queue = max_queue
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
         self._held = 0
+        self._busy_until = 0.0
+        self._image_s = Typical()
         self._closed = False
         self.batches = 0
         self._changed = threading.Condition()
@@ -87,23 +118,30 @@ class Batcher:
         """Images that hold a place: promised by `reserve`, or waiting for their batch."""
         return self._held
 
-    def reserve(self, places: int) -> Reservation:
+    def reserve(self, places: int, asked: Asked) -> Reservation:
         """Hold places for images that are yet to be decoded; all of them or none.
 
         Raises:
             QueueFull: fewer are free.
+            DeadlineUnreachable: their deadline is too near for what waits already.
             Draining: the batcher was closed.
         """
         with self._changed:
             if self._closed:
                 raise Draining("the service is stopping: ask another one, or again later")
             if self._held + places > self._max_queue:
+                seconds = self._retry_after_s()
                 raise QueueFull(
                     f"{self._held} images are waiting and {places} more would pass the limit of "
-                    f"{self._max_queue}: try again later"
+                    f"{self._max_queue}: try again in {seconds} s",
+                    retry_after_s=seconds,
                 )
+            if asked.due < math.inf:
+                waiting = [job.asked for job in self._jobs]
+                busy_s = max(self._busy_until - time.perf_counter(), 0)
+                self._plan.check(asked, waiting, self._held - len(waiting) + places, busy_s)
             self._held += places
-        return Reservation(self, places)
+        return Reservation(self, places, asked)
 
     def close(self) -> None:
         """Take no more, answer all that hold a place, then stop the thread."""
@@ -116,6 +154,21 @@ class Batcher:
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
+        job.answer.add_done_callback(
+            lambda answer: self._forget(job) if answer.cancelled() else None
+        )
+
+    def _forget(self, job: _Job) -> None:
+        """Take an image out of the queue that nobody waits for any more."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._held -= 1
+                self._changed.notify_all()
+
+    def _retry_after_s(self) -> int:
+        """Whole seconds in which what waits now will have been answered, at the measured rate."""
+        return min(max(math.ceil(self._held * self._image_s.mean), 1), _LONGEST_RETRY_S)
 
     def _release(self, places: int) -> None:
         with self._changed:
@@ -123,60 +176,87 @@ class Batcher:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while jobs := self._take():
-            wanted = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
-            if wanted:
-                self._run(wanted)
+        while taken := self._take():
+            wanted = [
+                (job, limits) for job, limits in taken if job.answer.set_running_or_notify_cancel()
+            ]
+            run = []
+            for job, limits in wanted:
+                if isinstance(limits, ServiceError):
+                    job.answer.set_exception(limits)
+                else:
+                    run.append((job, limits))
+            if run:
+                self._run(run)
 
-    def _take(self) -> list[_Job]:
+    def _take(self) -> list[tuple[_Job, Limits | ServiceError]]:
         """Wait for the next batch; empty once the batcher is closed and no place is held."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or (self._closed and not self._held))
-            if self._max_wait_s and self._jobs:
-                full = self._jobs[0].submitted + self._max_wait_s - time.perf_counter()
-                self._changed.wait_for(self._worth_no_wait, timeout=max(full, 0))
-            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self._max_batch))]
-            self._held -= len(jobs)
-            return jobs
+            while True:
+                self._changed.wait_for(lambda: self._jobs or (self._closed and not self._held))
+                if self._max_wait_s and self._jobs:
+                    full = self._jobs[0].submitted + self._max_wait_s - time.perf_counter()
+                    self._changed.wait_for(self._worth_no_wait, timeout=max(full, 0))
+                # What was waited for may have been given up meanwhile.
+                if self._jobs or (self._closed and not self._held):
+                    break
+            if not self._jobs:
+                return []
+            now = time.perf_counter()
+            limits, seconds = self._plan.plan([job.asked for job in self._jobs], now)
+            self._busy_until = now + seconds
+            self._held -= len(limits)
+            return [(self._jobs.popleft(), limit) for limit in limits]
 
     def _worth_no_wait(self) -> bool:
         return len(self._jobs) >= self._max_batch or self._closed
 
-    def _run(self, jobs: list[_Job]) -> None:
+    def _run(self, jobs: list[tuple[_Job, Limits]]) -> None:
         started = time.perf_counter()
+        limits = [limits for _, limits in jobs]
         try:
             result = self._engine.run(
-                np.stack([job.image for job in jobs]),
-                np.array([job.penalty for job in jobs], np.float32),
-                np.array([job.cap for job in jobs], np.float64),
+                np.stack([job.image for job, _ in jobs]),
+                np.array([limit.penalty for limit in limits], np.float32),
+                np.array([math.inf if limit.cap is None else limit.cap for limit in limits]),
             )
-            seconds = time.perf_counter() - started
+            finished = time.perf_counter()
+            seconds = finished - started
             answers = [
-                _answer(result, row, started - job.submitted, seconds)
-                for row, job in enumerate(jobs)
+                Answer(
+                    logits=result.logits[row],
+                    widths=result.widths[row],
+                    macs=int(result.macs[row]),
+                    limits=limit,
+                    queue_s=started - job.submitted,
+                    inference_s=seconds,
+                    finished=finished,
+                )
+                for row, (job, limit) in enumerate(jobs)
             ]
             self.batches += 1
+            self._image_s.add(seconds / len(jobs))
+            self._plan.learn(limits, [answer.macs for answer in answers], seconds)
             self._on_batch(len(jobs), seconds)
         except Exception as error:  # the requests fail, the thread goes on
-            for job in jobs:
+            for job, _ in jobs:
                 job.answer.set_exception(error)
             return
-        for job, answer in zip(jobs, answers, strict=True):
+        for (job, _), answer in zip(jobs, answers, strict=True):
             job.answer.set_result(answer)
 
 
 class Reservation:
     """Places in the queue; those that were not used are given back on leaving the `with`."""
 
-    def __init__(self, batcher: Batcher, places: int) -> None:
-        self._batcher = batcher
-        self._places = places
+    def __init__(self, batcher: Batcher, places: int, asked: Asked) -> None:
+        self._batcher, self._places, self._asked = batcher, places, asked
 
-    def submit(self, image: Floats, penalty: float, cap: float | None) -> Future[Answer]:
-        """Queue one image: (3, H, W) float32, with its own penalty and cap, if any."""
+    def submit(self, image: Floats) -> Future[Answer]:
+        """Queue one image: (3, H, W) float32; to cancel it gives up its place."""
         assert self._places > 0, "more images than places reserved"
         self._places -= 1
-        job = _Job(image, penalty, math.inf if cap is None else cap)
+        job = _Job(image, self._asked)
         self._batcher._submit(job)
         return job.answer
 
@@ -191,13 +271,3 @@ class Reservation:
     ) -> None:
         self._batcher._release(self._places)
         self._places = 0
-
-
-def _answer(result: Result, row: int, queue_s: float, inference_s: float) -> Answer:
-    return Answer(
-        logits=result.logits[row],
-        widths=result.widths[row],
-        macs=int(result.macs[row]),
-        queue_s=queue_s,
-        inference_s=inference_s,
-    )

@@ -1,30 +1,43 @@
-"""The budget in force: what a request gets that names none."""
+"""The budget in force: fixed, or following the load; set by the operator while the service runs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A share of the full network's MACs in (0, 1], the same until it is set anew."""
+
+    budget: float
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """As much compute as lets requests be answered in time.
+
+    Attributes:
+        target_s: seconds within which at least 95 of 100 requests are to be answered.
+        floor: the least share of the full MACs to go down to, in (0, 1].
+        ceiling: the most, where there is time.
+    """
+
+    target_s: float
+    floor: float
+    ceiling: float = 1.0
 
 
 class Budget:
-    """A share of the full network's MACs, the same for every request until it is set anew.
+    """What is in force for all models: requests that name no budget get it.
 
-    A controller that follows the load only has to call `set`.
+    Attributes:
+        mode: replaced whole, so that readers on other threads never see half of it.
     """
 
-    mode: Literal["fixed"] = "fixed"
+    def __init__(self, mode: Fixed | Auto) -> None:
+        self.mode = mode
 
-    def __init__(self, value: float) -> None:
-        self._value = value
-
-    @property
-    def value(self) -> float:
-        """In (0, 1]."""
-        return self._value
-
-    def set(self, value: float) -> None:
-        """Put a budget in (0, 1] in force, from the next request on."""
-        self._value = value
-
-    def of(self, min_fraction: float) -> float:
-        """The budget in force for a model that cannot spend less than `min_fraction`."""
-        return max(self._value, min_fraction)
+    def of(self, least: float) -> float:
+        """What a model that is at rest gives, if it cannot spend less than `least`."""
+        mode = self.mode
+        return max(mode.budget if isinstance(mode, Fixed) else mode.ceiling, least)

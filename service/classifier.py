@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from models.compute import FLOPS_PER_MAC, MacTable, path_macs
 from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
-from service.errors import ServiceError, from_image_error
+from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
+from service.limits import Asked
 from service.ranking import probabilities, ranking
-from service.registry import Limits, ServedModel
+from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
 from service.state import Service
 
@@ -22,10 +25,9 @@ class Call:
     """A request: what it asks of which model, who it is and when it began."""
 
     model: ServedModel
-    limits: Limits
+    asked: Asked
     top_k: int
     request_id: str
-    started: float
 
 
 def resolve(service: Service, query: ClassifyQuery, request_id: str, started: float) -> Call:
@@ -36,10 +38,10 @@ def resolve(service: Service, query: ClassifyQuery, request_id: str, started: fl
     """
     service.check_ready()
     model = service.model(query.model)
-    budget = query.budget
-    if budget is None:
-        budget = service.budget.of(model.min_fraction)
-    return Call(model, model.limits(budget, query.cap), query.top_k, request_id, started)
+    model.check(query.budget, query.cap)
+    due = math.inf if query.deadline_ms is None else started + query.deadline_ms / 1e3
+    asked = Asked(started, query.budget, query.cap, due)
+    return Call(model, asked, query.top_k, request_id)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ async def classify(
     """Classify image files, in order; one that cannot be read becomes the error that says why.
 
     Raises:
-        ServiceError: the queue has not enough places for all, or the service is stopping.
+        ServiceError: the queue has not enough places for all, their deadline is too near, or the
+            service is stopping.
     """
     return [
         result if isinstance(result, ServiceError) else _classification(call, result)
@@ -68,7 +71,7 @@ async def answer_images(
     service: Service, call: Call, images: Sequence[bytes | Floats]
 ) -> list[Answered | ServiceError]:
     """Run image files, or (3, H, W) preprocessed arrays, in order; see `classify` for errors."""
-    with call.model.batcher.reserve(len(images)) as places:
+    with call.model.batcher.reserve(len(images), call.asked) as places:
         if len(images) == 1:
             return [await _answer_one(service, call, images[0], places)]
         return await asyncio.gather(
@@ -79,29 +82,58 @@ async def answer_images(
 async def _answer_one(
     service: Service, call: Call, image: bytes | Floats, places: Reservation
 ) -> Answered | ServiceError:
-    loop = asyncio.get_running_loop()
-    card, limits = call.model.card, call.limits
-    metrics, decode_s = service.model_metrics[card.name], 0.0
+    card, asked = call.model.card, call.asked
+    metrics = service.model_metrics[card.name]
     try:
-        if isinstance(image, bytes):
-            submitted, max_pixels = time.perf_counter(), service.settings.max_pixels
-            values, started, decode_s = await loop.run_in_executor(
-                service.decoders, _decode, image, card.preprocessing, max_pixels
-            )
-            service.metrics.decode_queue_seconds.observe(started - submitted)
-            service.metrics.decode_seconds.observe(decode_s)
-        else:
-            values = image
-        future = places.submit(values, limits.penalty, limits.cap)
-        answer = await asyncio.wrap_future(future)
+        async with _until(asked.due):
+            values, decode_s = await _decoded(service, call, image)
+            answer = await asyncio.wrap_future(places.submit(values))
+    except TimeoutError:
+        metrics.totals.failed += 1
+        metrics.abandoned.inc()
+        return DeadlinePassed(
+            f"deadline_ms was {1e3 * (asked.due - asked.started):.4g}, and it took longer: "
+            "allow more, or ask again later"
+        )
+    except asyncio.CancelledError:
+        metrics.abandoned.inc()
+        raise
     except Exception as error:
         metrics.totals.failed += 1
         if isinstance(error, ImageError):
             return from_image_error(error)
+        if isinstance(error, DeadlineUnreachable):
+            return error
         raise
     service.metrics.queue_seconds.observe(answer.queue_s)
     metrics.observe(answer, decode_s)
+    now = time.perf_counter()
+    call.model.planner.answered(decode_s, now - answer.finished, now - asked.started)
     return Answered(answer, decode_s)
+
+
+def _until(due: float) -> AbstractAsyncContextManager[object]:
+    """Gives up at this time by `time.perf_counter`; never, if it is infinite."""
+    if due == math.inf:
+        return nullcontext()
+    return asyncio.timeout(due - time.perf_counter())
+
+
+async def _decoded(service: Service, call: Call, image: bytes | Floats) -> tuple[Floats, float]:
+    """An image as the network takes it, and the seconds that decoding took: 0 if there was none."""
+    if not isinstance(image, bytes):
+        return image, 0.0
+    submitted = time.perf_counter()
+    values, started, seconds = await asyncio.get_running_loop().run_in_executor(
+        service.decoders,
+        _decode,
+        image,
+        call.model.card.preprocessing,
+        service.settings.max_pixels,
+    )
+    service.metrics.decode_queue_seconds.observe(started - submitted)
+    service.metrics.decode_seconds.observe(seconds)
+    return values, seconds
 
 
 def _decode(
@@ -118,10 +150,11 @@ def _classification(call: Call, answered: Answered) -> Classification:
     return Classification(
         model=call.model.card.name,
         predictions=_predictions(answer.logits, call.model.card.labels, call.top_k),
-        budget=call.limits.budget,
-        cap=call.limits.cap,
+        budget=answer.limits.budget,
+        budget_by=answer.limits.by,
+        cap=answer.limits.cap,
         compute=_compute(call.model.table, answer),
-        timing_ms=_timing(decode_s, answer, time.perf_counter() - call.started),
+        timing_ms=_timing(decode_s, answer, time.perf_counter() - call.asked.started),
         request_id=call.request_id,
     )
 

@@ -10,8 +10,10 @@ ServiceError
 │   ├── UnknownModel, MissingPart
 │   └── BudgetTooLow, CapTooLow
 ├── QueueFull                                         429
+├── ClientGone                                        499
 ├── InternalError                                     500
-└── Starting, Draining, TooBusy                       503
+├── Starting, Draining, TooBusy                       503
+└── DeadlineUnreachable, DeadlinePassed               504
 """
 
 from __future__ import annotations
@@ -128,7 +130,17 @@ class CapTooLow(BadParameter):
 class QueueFull(ServiceError):
     """More images are waiting than allowed."""
 
-    status, code, retry_after_s = 429, "queue_full", 1
+    status, code = 429, "queue_full"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ClientGone(ServiceError):
+    """The client hung up before its answer; nobody reads this one."""
+
+    status, code = 499, "client_gone"
 
 
 class InternalError(ServiceError):
@@ -151,6 +163,18 @@ class Draining(ServiceError):
     """The service is about to stop; what is in flight is finished."""
 
     status, code, retry_after_s = 503, "draining", 1
+
+
+class DeadlineUnreachable(ServiceError):
+    """Even the cheapest answer would be late; nothing was computed."""
+
+    status, code = 504, "deadline_unreachable"
+
+
+class DeadlinePassed(ServiceError):
+    """It seemed that there was time enough, and there was not."""
+
+    status, code = 504, "deadline_passed"
 
 
 def error_codes() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -18,8 +18,8 @@ from prometheus_client import (
 from models.bundle import Card
 from models.compute import FLOPS_PER_MAC
 from service.batcher import Answer
-from service.budget import Budget
 from service.errors import error_codes
+from service.limits import BUDGET_BY
 
 STAGES = ("decode_queue", "decode", "queue", "inference")
 
@@ -50,11 +50,22 @@ class Totals:
 
 
 class ModelMetrics:
-    """The series of one model, looked up once."""
+    """The series of one model, looked up once.
 
-    def __init__(self, metrics: Metrics, card: Card, budget: Budget) -> None:
+    Args:
+        budget: tells the budget in force.
+        error: tells by how much the model spends more than it was asked to, on average.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        card: Card,
+        budget: Callable[[], float],
+        error: Callable[[], float],
+    ) -> None:
         self.totals = Totals()
-        name, least = card.name, card.min_fraction
+        name = card.name
         self._full_macs = card.table().full
         self._images = metrics.images.labels(name)
         self._flops = metrics.flops.labels(name)
@@ -64,7 +75,10 @@ class ModelMetrics:
             metrics.layer_groups.labels(name, layer) for layer in range(card.backbone.n_layers)
         ]
         metrics.full_flops.labels(name).set(FLOPS_PER_MAC * self._full_macs)
-        metrics.budget.labels(name).set_function(lambda: budget.of(least))
+        metrics.budget.labels(name).set_function(budget)
+        metrics.budget_error.labels(name).set_function(error)
+        self.abandoned = metrics.abandoned.labels(name)
+        self._by = {by: metrics.budget_by.labels(name, by) for by in BUDGET_BY}
 
     def observe(self, answer: Answer, decode_s: float = 0.0) -> None:
         """Count one classified image."""
@@ -73,6 +87,7 @@ class ModelMetrics:
         self._images.inc()
         self._flops.inc(flops)
         self._request_flops.observe(flops)
+        self._by[answer.limits.by].inc()
         self._fraction.observe(answer.macs / self._full_macs)
         for groups, width in zip(self._groups, answer.widths.tolist(), strict=True):
             groups.inc(width)
@@ -91,6 +106,15 @@ class Metrics:
         self.layer_groups = self._counter("layer_groups", "Groups computed", "model", "layer")
         self.full_flops = self._gauge("full_flops", "FLOPs of the plain backbone", "model")
         self.budget = self._gauge("budget", "Budget in force", "model")
+        self.budget_error = self._gauge(
+            "budget_error", "Share of full_flops spent less that asked for, recent mean", "model"
+        )
+        self.budget_by = self._counter(
+            "budget_by", "Images by what set their budget", "model", "by"
+        )
+        self.abandoned = self._counter(
+            "abandoned", "Images whose caller hung up or whose deadline passed", "model"
+        )
         self.queue_depth = self._gauge("queue_depth", "Images that hold a place in the queue")
         self.decode_queue = self._gauge("decode_queue_depth", "Jobs that wait to be decoded")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held")

@@ -8,20 +8,15 @@ from pathlib import Path
 from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
 from models.compute import MacTable
 from service.batcher import Batcher
+from service.budget import Budget
+from service.correction import Correction
 from service.costs import CostTable
 from service.engines.base import Engine
 from service.errors import BudgetTooLow, CapTooLow
+from service.estimate import Estimate
 from service.metrics import Metrics
+from service.planner import Planner
 from service.settings import Settings
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one image may cost: a budget, the penalty that keeps it on average, a cap if any."""
-
-    budget: float
-    penalty: float
-    cap: float | None
 
 
 @dataclass(frozen=True)
@@ -33,29 +28,35 @@ class ServedModel:
     min_fraction: float
     min_cap: float
     engine: Engine
+    planner: Planner
     batcher: Batcher
     costs: CostTable | None = None
 
-    def limits(self, budget: float, cap: float | None) -> Limits:
-        """Turn what a request asks for into what the engine takes.
+    def check(self, budget: float | None, cap: float | None) -> None:
+        """Check what a request asks for.
 
         Args:
-            budget: in (0, 1].
+            budget: in (0, 1], or None.
             cap: in (0, 1], or None.
 
         Raises:
             BudgetTooLow, CapTooLow: below what the bundle can reach.
         """
-        check_budget(self.card.name, budget, self.min_fraction)
+        if budget is not None:
+            check_budget(self.card.name, budget, self.min_fraction)
         if cap is not None and cap < self.min_cap:
             raise CapTooLow(
                 f"cap is {cap}: the cheapest path of {self.card.name} takes {self.min_cap}, "
                 "ask for no less"
             )
-        return Limits(budget, self.card.penalty(budget), cap)
+
+    @property
+    def budget_in_force(self) -> float:
+        """What a request gets that names no budget."""
+        return self.planner.in_force(idle=not self.batcher.depth)
 
 
-def check_budget(model: str, budget: float, min_fraction: float) -> None:
+def check_budget(model: str, budget: float, min_fraction: float, name: str = "budget") -> None:
     """Refuse a budget that a model cannot reach.
 
     Raises:
@@ -63,7 +64,7 @@ def check_budget(model: str, budget: float, min_fraction: float) -> None:
     """
     if budget < min_fraction:
         raise BudgetTooLow(
-            f"budget is {budget}: {model} can reach no less than {min_fraction}, "
+            f"{name} is {budget}: {model} can reach no less than {min_fraction}, "
             "ask for at least that"
         )
 
@@ -73,19 +74,28 @@ def serve_bundle(
     engine: Engine,
     settings: Settings,
     metrics: Metrics,
+    budget: Budget,
     costs: CostTable | None = None,
 ) -> ServedModel:
     """Put a bundle's engine behind a queue; starts the queue's thread."""
+    card = bundle.card
+    planner = Planner(
+        card,
+        budget,
+        Estimate(costs),
+        Correction(on=settings.hold_budgets),
+        max_batch=settings.max_batch,
+    )
     batcher = Batcher(
         engine,
+        planner,
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1e3,
         max_queue=settings.max_queue,
         on_batch=metrics.observe_batch,
     )
-    card = bundle.card
     table, least, min_cap = card.table(), card.min_fraction, card.min_cap
-    return ServedModel(card, table, least, min_cap, engine, batcher, costs)
+    return ServedModel(card, table, least, min_cap, engine, planner, batcher, costs)
 
 
 def read_bundles(directory: Path) -> dict[str, Bundle]:

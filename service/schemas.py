@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from service.limits import BudgetBy
+
+MAX_DEADLINE_MS = 600_000
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -19,6 +23,14 @@ class ClassifyQuery(BaseModel):
     )
     cap: Share | None = Field(
         None, description="share of the full MACs that no image exceeds; absent: no limit"
+    )
+    deadline_ms: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DEADLINE_MS,
+        allow_inf_nan=False,
+        description="milliseconds from the first byte of the request to its answer; the largest "
+        "budget, up to `budget`, that will make it is chosen",
     )
     top_k: int = Field(5, ge=1, description="predictions, most probable first")
     model: str | None = Field(None, description="name of a bundle; absent: the default one")
@@ -59,7 +71,11 @@ class Classification(BaseModel):
     model: str
     predictions: list[Prediction]
     budget: float
-    cap: float | None
+    budget_by: BudgetBy = Field(
+        description="who set it: the request, the service's budget in force, the load that brought "
+        "it down, or the deadline"
+    )
+    cap: float | None = Field(description="with a deadline no more than what time allows")
     compute: Compute
     timing_ms: Timing
     request_id: str
@@ -85,6 +101,44 @@ class FixedBudget(BaseModel):
 
     mode: Literal["fixed"] = "fixed"
     budget: Share
+
+
+class AutoBudget(BaseModel):
+    """A budget that follows the load."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["auto"]
+    target_p95_ms: float = Field(
+        ge=0.01, le=60_000, allow_inf_nan=False, description="of whole requests, at least 95 in 100"
+    )
+    floor: Share = Field(0.1, description="the least to go down to")
+    ceiling: Share = Field(1.0, description="the most, where there is time")
+
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> AutoBudget:
+        if self.floor > self.ceiling:
+            raise ValueError(f"floor {self.floor} is above ceiling {self.ceiling}")
+        return self
+
+
+def _mode(value: object) -> object:
+    """What tells the budgets apart; it may be left out of a fixed one."""
+    if isinstance(value, dict):
+        return value.get("mode", "fixed")
+    return getattr(value, "mode", None)
+
+
+AnyBudget = Annotated[
+    Annotated[FixedBudget, Tag("fixed")] | Annotated[AutoBudget, Tag("auto")],
+    Discriminator(_mode),
+]
+
+
+class FollowingBudget(AutoBudget):
+    """The auto mode as it stands."""
+
+    budget: float = Field(description="of the default model, in force now")
 
 
 class CurvePoint(BaseModel):
@@ -117,6 +171,11 @@ class Model(BaseModel):
     image_size: int = Field(description="side of the network's input, in pixels")
     engine: str
     curve: list[CurvePoint]
+    budget: float = Field(description="in force now")
+    budget_error: float = Field(
+        description="share of the full MACs spent less that asked for, mean of the last thousand "
+        "images or so"
+    )
     costs: list[CostPoint] = Field(description="by budget and batch; empty if not measured")
 
 

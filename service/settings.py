@@ -43,6 +43,15 @@ class Settings(BaseSettings):
     budget: float = Field(
         default=0.5, gt=0, le=1, description="share of the full MACs, until PUT /budget"
     )
+    target_p95_ms: float | None = Field(
+        default=None, ge=0.01, le=60_000, description="let the budget follow the load, for this p95"
+    )
+    floor: float = Field(
+        default=0.1, gt=0, le=1, description="the lowest budget that the load can bring about"
+    )
+    hold_budgets: bool = Field(
+        default=True, description="correct the calibration by what live images cost"
+    )
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     max_inflight_bytes: int = Field(

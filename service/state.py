@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
 from models.bundle import Bundle
 from service import costs
-from service.budget import Budget
+from service.budget import Auto, Budget, Fixed
 from service.engines import create_engine
 from service.engines.base import Engine
 from service.errors import Draining, Starting, UnknownModel
@@ -41,10 +42,15 @@ class Service:
         self.settings = settings
         self.bundles = read_bundles(settings.bundles)
         self.default = _default(settings.model, list(self.bundles))
-        self.budget = Budget(settings.budget)
+        self.budget = Budget(start_mode(settings))
         self.metrics = Metrics()
         self.model_metrics = {
-            name: ModelMetrics(self.metrics, bundle.card, self.budget)
+            name: ModelMetrics(
+                self.metrics,
+                bundle.card,
+                partial(self.budget_in_force, name),
+                partial(self._budget_error, name),
+            )
             for name, bundle in self.bundles.items()
         }
         self.metrics.queue_depth.set_function(self._queue_depth)
@@ -99,6 +105,17 @@ class Service:
             raise UnknownModel(f"model is {name!r}: choose one of {known}")
         return found
 
+    def budget_in_force(self, name: str) -> float:
+        """What a request to this model gets that names no budget."""
+        model = self.models.get(name)
+        if model is None:
+            return self.budget.of(self.bundles[name].card.min_fraction)
+        return model.budget_in_force
+
+    def _budget_error(self, name: str) -> float:
+        model = self.models.get(name)
+        return model.planner.correction.error if model else 0.0
+
     def _load(self) -> None:
         started = time.perf_counter()
         try:
@@ -117,7 +134,7 @@ class Service:
 
     def _serve(self, name: str, bundle: Bundle) -> ServedModel:
         if self._engine is not None and name == self.default:
-            return serve_bundle(bundle, self._engine, self.settings, self.metrics)
+            return serve_bundle(bundle, self._engine, self.settings, self.metrics, self.budget)
         engine = create_engine(
             bundle,
             self.settings.engine,
@@ -126,10 +143,17 @@ class Service:
         )
         # Before its queue takes requests, which would be measured too.
         table = costs.measure(engine, bundle.card)
-        return serve_bundle(bundle, engine, self.settings, self.metrics, table)
+        return serve_bundle(bundle, engine, self.settings, self.metrics, self.budget, table)
 
     def _queue_depth(self) -> float:
         return sum(model.batcher.depth for model in self.models.values())
+
+
+def start_mode(settings: Settings) -> Fixed | Auto:
+    """The budget's mode that the settings ask for."""
+    if settings.target_p95_ms is None:
+        return Fixed(settings.budget)
+    return Auto(settings.target_p95_ms / 1e3, settings.floor)
 
 
 def _default(name: str | None, known: list[str]) -> str:

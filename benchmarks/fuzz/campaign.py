@@ -24,6 +24,8 @@ MOST_SECONDS = 10.0
 # Resident memory may still rise by so much in the second half: allocators return little.
 MOST_GROWTH_BYTES = 32 * 2**20
 _SAMPLE_S = 0.2
+# A deadline that cannot be kept: a refusal like those of 4xx.
+_LATE = 504
 # Said by the server below the service, of bytes that a target or a header cannot hold.
 _NOT_HTTP = b"Invalid HTTP request received."
 
@@ -86,7 +88,7 @@ def fault(shot: Shot, reply: Reply) -> str | None:
     """What is wrong with an answer; None if nothing is."""
     if reply.seconds > MOST_SECONDS:
         return f"took {reply.seconds:.1f} s"
-    if reply.status >= 500:
+    if reply.status >= 500 and reply.status != _LATE:
         return f"status {reply.status}: {reply.body[:200]!r}"
     if not shot.framed or reply.body == _NOT_HTTP:
         return None

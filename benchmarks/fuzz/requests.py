@@ -84,7 +84,18 @@ def _damage_lines(rng: random.Random, body: bytes) -> bytes:
 
 def _query(rng: random.Random, model: str) -> Shot:
     """A valid image with a query that is off."""
-    names = ("budget", "cap", "top_k", "model", "bugdet", "", "budget%00", "budget[]", "é")
+    names = (
+        "budget",
+        "cap",
+        "top_k",
+        "deadline_ms",
+        "model",
+        "bugdet",
+        "",
+        "budget%00",
+        "budget[]",
+        "é",
+    )
     values = (
         "0", "-1", "1e-400", "nan", "inf", "1e400", "0x1", "9" * 5000, "%00", "%ff", "+", "true",
         "1;drop", "1&budget=2", "../..", "%F0%9F%90%B4", "1_0", " 1", "1.0000000000000001", "٣",

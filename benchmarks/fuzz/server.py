@@ -74,8 +74,8 @@ def running(bundles: Path, **variables: str) -> Iterator[Server]:
             finally:
                 process.kill()
             log.seek(0)
-            for line in log.read().decode("utf-8", "replace").splitlines()[-20:]:
-                print(f"service: {line[:2000]}", file=sys.stderr)
+            for line in log.read().decode("utf-8", "replace").splitlines()[-5:]:
+                print(f"service: {line[-1500:]}", file=sys.stderr)
         if died is not None:
             raise RuntimeError(f"the service ended by itself, with code {died}")
 

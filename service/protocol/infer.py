@@ -21,7 +21,8 @@ from service.errors import BadParameter, BadRequest, BodyTooLarge, NotOffered, T
 from service.protocol.specs import input_specs, output_specs
 from service.protocol.tensors import Spec, Values, from_binary, from_json, shown
 
-PARAMETERS = ("binary_data_output", "budget", "cap")
+_LIMITS = ("budget", "cap", "deadline_ms")
+PARAMETERS = ("binary_data_output", *_LIMITS)
 
 # A preprocessed value may be this many times as large as that of any pixel: generous to other
 # ways of normalising, but not to pixels from 0 to 255, on which the network would answer nonsense.
@@ -62,7 +63,7 @@ class InferRequest:
         id: the caller's own, "" if there is none.
         images: encoded files, or (3, H, W) float32 arrays.
         outputs: at least one.
-        limits: `budget` and `cap` as given, their ranges not yet checked.
+        limits: `budget`, `cap` and `deadline_ms` as given, their ranges not yet checked.
     """
 
     id: str
@@ -101,7 +102,7 @@ def read_request(body: bytes, json_bytes: int | None, card: Card, max_images: in
             card,
             binary=_get(parameters, "binary_data_output", bool, False),
         ),
-        limits={key: parameters[key] for key in ("budget", "cap") if key in parameters},
+        limits={key: parameters[key] for key in _LIMITS if key in parameters},
     )
 
 
@@ -253,14 +254,12 @@ def _output(entry: dict[str, Any], specs: dict[str, Spec], binary: bool) -> Requ
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
-    if "deadline_ms" in parameters:
-        raise BadParameter("deadline_ms is not supported yet: leave it out")
     for name in parameters:
         if name not in PARAMETERS:
             raise BadParameter(
                 f"{shown(name)} is no parameter: the known ones are {', '.join(PARAMETERS)}"
             )
-    for name in ("budget", "cap"):
+    for name in _LIMITS:
         value = parameters.get(name)
         if value is not None and type(value) not in (int, float):
             raise BadParameter(f"{name} is {shown(value)}: it must be a number")

@@ -13,22 +13,24 @@ from service.protocol.infer import InferRequest, Requested
 from service.protocol.specs import VERSION, output_specs
 from service.protocol.tensors import Tensor, Values, classification, to_binary, to_json
 from service.ranking import probabilities, ranking
-from service.registry import Limits, ServedModel
+from service.registry import ServedModel
 
 
 def write_answer(
-    request: InferRequest, model: ServedModel, limits: Limits, answers: Sequence[Answer]
+    request: InferRequest, model: ServedModel, answers: Sequence[Answer]
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON if bytes follow that.
 
+    Its parameters tell what the images were allowed; where that differs, what the least one was.
+
     Args:
-        limits: what was in force, told as the answer's parameters.
         answers: one for each image, in order.
     """
+    limits = min((answer.limits for answer in answers), key=lambda one: one.budget)
     head: dict[str, Any] = {"model_name": model.card.name, "model_version": VERSION}
     if request.id:
         head["id"] = request.id
-    head["parameters"] = {"budget": limits.budget}
+    head["parameters"] = {"budget": limits.budget, "budget_by": limits.by}
     if limits.cap is not None:
         head["parameters"]["cap"] = limits.cap
     head["outputs"], tail = [], []

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter
 
+from service.budget import Auto, Fixed
 from service.registry import check_budget
 from service.routes.errors import error_docs
-from service.schemas import FixedBudget
-from service.state import ServiceDep
+from service.schemas import AnyBudget, FixedBudget, FollowingBudget
+from service.state import Service, ServiceDep
 
 router = APIRouter(tags=["budget"])
+logger = logging.getLogger(__name__)
 
 
-@router.get("/budget", summary="The budget in force", response_model=FixedBudget)
-async def get_budget(service: ServiceDep) -> FixedBudget:
+@router.get("/budget", summary="The budget in force", response_model=FixedBudget | FollowingBudget)
+async def get_budget(service: ServiceDep) -> FixedBudget | FollowingBudget:
     """The budget of requests that name none; a model that cannot go so low takes its least."""
-    return FixedBudget(budget=service.budget.value)
+    return _shown(service)
 
 
 @router.put(
     "/budget",
     summary="Put a budget in force",
-    response_model=FixedBudget,
+    response_model=FixedBudget | FollowingBudget,
     responses=error_docs(422),
 )
-async def put_budget(budget: FixedBudget, service: ServiceDep) -> FixedBudget:
-    """Set the budget of requests that name none, from the next one on."""
+async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | FollowingBudget:
+    """Set the budget of requests that name none, from the next one on.
+
+    In the mode `auto` it follows the load: as much compute as lets requests be answered within
+    `target_p95_ms`, but no less than `floor`. A budget that a request names is then an upper bound.
+    """
     card = service.bundles[service.default].card
-    check_budget(card.name, budget.budget, card.min_fraction)
-    service.budget.set(budget.budget)
-    return budget
+    if isinstance(wanted, FixedBudget):
+        check_budget(card.name, wanted.budget, card.min_fraction)
+        service.budget.mode = Fixed(wanted.budget)
+    else:
+        check_budget(card.name, wanted.floor, card.min_fraction, "floor")
+        service.budget.mode = Auto(wanted.target_p95_ms / 1e3, wanted.floor, wanted.ceiling)
+    logger.info("budget set", extra=wanted.model_dump())
+    return _shown(service)
+
+
+def _shown(service: Service) -> FixedBudget | FollowingBudget:
+    mode = service.budget.mode
+    if isinstance(mode, Fixed):
+        return FixedBudget(budget=mode.budget)
+    return FollowingBudget(
+        mode="auto",
+        target_p95_ms=mode.target_s * 1e3,
+        floor=mode.floor,
+        ceiling=mode.ceiling,
+        budget=round(service.budget_in_force(service.default), 4),
+    )

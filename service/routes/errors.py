@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError, UnknownModel
-from service.schemas import ClassifyQuery, ErrorBody, FixedBudget
+from service.schemas import AutoBudget, ClassifyQuery, ErrorBody, FixedBudget
 
 # Where the Open Inference Protocol lives.
 PROTOCOL = "/v2"
@@ -22,7 +22,12 @@ _SHOWN_INPUT = 80
 # What a client sent is part of the sentence, and may be long.
 _MOST_CHARACTERS = 1000
 
-_KNOWN_FIELDS: dict[str, type[BaseModel]] = {"query": ClassifyQuery, "body": FixedBudget}
+# By where they are, a budget by its mode.
+_KNOWN_FIELDS: dict[str, type[BaseModel]] = {
+    "query": ClassifyQuery,
+    "fixed": FixedBudget,
+    "auto": AutoBudget,
+}
 
 
 def error_body(error: ServiceError) -> ErrorBody:
@@ -108,8 +113,12 @@ def _sentence(error: dict[str, Any]) -> str:
     """A validation error in words, with the value and the choices."""
     where, name = error["loc"][0], error["loc"][-1]
     if error["type"] == "extra_forbidden":
-        known = ", ".join(sorted(_KNOWN_FIELDS[where].model_fields))
+        known = ", ".join(sorted(_KNOWN_FIELDS[error["loc"][-2]].model_fields))
         return f"{name} is no parameter: the known ones are {known}"
+    if error["type"] == "union_tag_invalid":
+        return f"mode is {error['ctx']['tag']!r}: choose one of {error['ctx']['expected_tags']}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     if (where == "body" and len(error["loc"]) == 1) or error["type"] == "json_invalid":
         return "the body is not a JSON object sent as application/json"
     if error["type"] == "missing":

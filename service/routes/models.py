@@ -38,6 +38,8 @@ def _model(model: ServedModel, default: bool) -> Model:
             CurvePoint(budget=point.budget, fraction=point.fraction, accuracy=point.accuracy)
             for point in card.test
         ],
+        budget=model.budget_in_force,
+        budget_error=round(model.planner.correction.error, 4),
         costs=[
             CostPoint(budget=cost.budget, batch=cost.batch, ms=round(cost.ms, 3))
             for cost in (model.costs.costs if model.costs else [])

@@ -27,6 +27,7 @@ from service.protocol.specs import VERSION
 from service.registry import ServedModel
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL, busy_docs
+from service.routes.presence import while_connected
 from service.routes.v2_docs import (
     INFER_BODY,
     InferAnswer,
@@ -146,12 +147,13 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
     f"{_ONE}/infer",
     summary="Classify images",
     response_model=InferAnswer,
-    responses={429: busy_docs(ProtocolErrorBody)},
+    responses={429: busy_docs(ProtocolErrorBody), 504: {"model": ProtocolErrorBody}},
     openapi_extra=_BODY,
 )
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
 async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
-    """Classify encoded images, or preprocessed ones, within the parameters `budget` and `cap`."""
+    """Classify encoded images, or preprocessed ones, within the parameters `budget`, `cap` and
+    `deadline_ms`."""
     with service.inflight.hold() as held:
         body = await read_body(request, service.settings.max_body_bytes, held)
         loop = asyncio.get_running_loop()
@@ -161,7 +163,8 @@ async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> 
         call = resolve(
             service, _query(model, wanted), request.state.request_id, request.state.started
         )
-        answered = _all_answered(await answer_images(service, call, wanted.images))
+        work = answer_images(service, call, wanted.images)
+        answered = _all_answered(await while_connected(request, work))
         return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
@@ -203,7 +206,7 @@ def _write(
     request: Request, wanted: InferRequest, call: Call, answered: list[Answered]
 ) -> Response:
     answers = [one.answer for one in answered]
-    body, json_bytes = write_answer(wanted, call.model, call.limits, answers)
+    body, json_bytes = write_answer(wanted, call.model, answers)
     headers = {} if json_bytes is None else {_JSON_BYTES: str(json_bytes)}
     encoding = accepted_encoding(request.headers.get("accept-encoding", ""))
     if encoding:

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.schemas import Share
+from service.limits import BudgetBy
+from service.schemas import MAX_DEADLINE_MS, Share
 
 
 class Live(BaseModel):
@@ -110,6 +111,7 @@ class LimitsInForce(BaseModel):
     """What a request was answered within."""
 
     budget: Share
+    budget_by: BudgetBy
     cap: Share | None = None
 
 
@@ -160,7 +162,12 @@ def _tensor(name: str, datatype: str, dimensions: int, element: str) -> dict[str
     )
 
 
-_LIMITS = _object(budget=_SHARE, cap=_SHARE, binary_data_output=_FLAG)
+_LIMITS = _object(
+    budget=_SHARE,
+    cap=_SHARE,
+    deadline_ms={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_MS},
+    binary_data_output=_FLAG,
+)
 
 # JSON alone; a tensor may also follow it as bytes, which no schema of JSON can tell.
 INFER_BODY = _object(

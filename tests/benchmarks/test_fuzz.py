@@ -84,6 +84,8 @@ def test_image_files_are_of_all_formats() -> None:
         (PLAIN, Reply(400, SENTENCE, 1), None),
         (PROTOCOL, Reply(400, b'{"error": "a sentence"}', 1), None),
         (PLAIN, Reply(500, SENTENCE, 1), "status 500"),
+        (PLAIN, Reply(504, SENTENCE, 1), None),
+        (PLAIN, Reply(504, b"", 1), "without a reason"),
         (PLAIN, Reply(200, b"", MOST_SECONDS + 1), "took"),
         (PLAIN, Reply(0, b"", 1), "no answer"),
         (PLAIN, Reply(400, b"Bad Request", 1), "without a reason"),

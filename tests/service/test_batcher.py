@@ -9,7 +9,8 @@ import pytest
 
 from service.batcher import Answer, Batcher
 from service.engines.base import Result
-from service.errors import Draining, QueueFull
+from service.errors import DeadlineUnreachable, Draining, QueueFull
+from service.limits import Asked, Limits
 
 
 class EchoEngine:
@@ -34,14 +35,43 @@ class EchoEngine:
         return Result(logits, np.ones((len(images), 2), np.int64), np.arange(len(images)))
 
 
+class EchoPlan:
+    """Batches of four; a row's penalty and cap follow from its budget, which below 0 is refused."""
+
+    def __init__(self) -> None:
+        self.learnt: list[tuple[list[float], list[int]]] = []
+        self.checked: list[tuple[int, int, float]] = []
+
+    def plan(self, waiting: list[Asked], now: float) -> tuple[list, float]:
+        return [
+            DeadlineUnreachable("too late")
+            if asked.budget < 0
+            else Limits(asked.budget, asked.budget / 2, asked.cap)
+            for asked in waiting[:4]
+        ], 5.0
+
+    def check(self, asked: Asked, waiting: list[Asked], places: int, busy_s: float) -> None:
+        self.checked.append((len(waiting), places, busy_s))
+        if asked.due < 0:
+            raise DeadlineUnreachable("too near")
+
+    def learn(self, limits: list[Limits], macs: list[int], seconds: float) -> None:
+        self.learnt.append(([limit.budget for limit in limits], macs))
+
+
+@pytest.fixture
+def plan() -> EchoPlan:
+    return EchoPlan()
+
+
 @pytest.fixture
 def engine() -> EchoEngine:
     return EchoEngine()
 
 
 @pytest.fixture
-def batcher(engine: EchoEngine) -> Iterator[Batcher]:
-    batcher = Batcher(engine, max_batch=4, max_wait_s=0, max_queue=8)
+def batcher(engine: EchoEngine, plan: EchoPlan) -> Iterator[Batcher]:
+    batcher = Batcher(engine, plan, max_batch=4, max_wait_s=0, max_queue=8)
     yield batcher
     engine.gate.set()
     batcher.close()
@@ -52,8 +82,15 @@ def image(value: float) -> np.ndarray:
 
 
 def submit(batcher: Batcher, *values: float) -> list:
-    with batcher.reserve(len(values)) as places:
-        return [places.submit(image(v), penalty=v / 2, cap=v / 4) for v in values]
+    futures = []
+    for value in values:
+        with batcher.reserve(1, asked(value, value / 4)) as places:
+            futures.append(places.submit(image(value)))
+    return futures
+
+
+def asked(budget: float, cap: float | None = None) -> Asked:
+    return Asked(time.perf_counter(), budget, cap)
 
 
 def hold(batcher: Batcher, engine: EchoEngine) -> list:
@@ -75,8 +112,8 @@ def test_submit_rows_keep_order_penalty_and_cap(batcher: Batcher, engine: EchoEn
 
 
 def test_submit_without_a_cap_is_an_infinite_one(batcher: Batcher) -> None:
-    with batcher.reserve(1) as places:
-        logits = places.submit(image(1), penalty=0.5, cap=None).result(10).logits
+    with batcher.reserve(1, asked(1)) as places:
+        logits = places.submit(image(1)).result(10).logits
     assert logits.tolist() == [1, 0.5, np.inf]
 
 
@@ -93,7 +130,7 @@ def test_reserve_more_than_free_refused_whole(batcher: Batcher, engine: EchoEngi
     hold(batcher, engine)
     waiting = submit(batcher, *range(6))
     with pytest.raises(QueueFull, match=r"6 images are waiting and 3 more .* limit of 8"):
-        batcher.reserve(3)
+        batcher.reserve(3, asked(1))
     assert batcher.depth == 6
     submit(batcher, 1, 2)
     engine.gate.set()
@@ -102,7 +139,7 @@ def test_reserve_more_than_free_refused_whole(batcher: Batcher, engine: EchoEngi
 
 def test_reserve_unused_places_given_back(batcher: Batcher) -> None:
     for _ in range(3):
-        with batcher.reserve(8):
+        with batcher.reserve(8, asked(1)):
             assert batcher.depth == 8
     assert batcher.depth == 0
 
@@ -124,8 +161,71 @@ def test_run_cancelled_image_not_computed(batcher: Batcher, engine: EchoEngine) 
     assert engine.batches == [1, 1]
 
 
+def test_run_refused_by_the_plan_not_computed(batcher: Batcher, engine: EchoEngine) -> None:
+    hold(batcher, engine)
+    late, good = submit(batcher, -1, 2)
+    engine.gate.set()
+    assert good.result(10).limits == Limits(2, 1, 0.5)
+    with pytest.raises(DeadlineUnreachable):
+        late.result(10)
+    assert engine.batches == [1, 1]
+
+
+def test_run_plan_learns_what_its_batches_cost(batcher: Batcher, plan: EchoPlan) -> None:
+    submit(batcher, 3)[0].result(10)
+    assert plan.learnt == [([3], [0])]
+
+
+def test_cancel_gives_its_place_back_at_once(batcher: Batcher, engine: EchoEngine) -> None:
+    hold(batcher, engine)
+    first, _, last = submit(batcher, 1, 2, 3)
+    assert first.cancel()
+    assert last.cancel()
+    assert batcher.depth == 1
+
+
+def test_cancel_of_all_that_waits_leaves_the_thread_alive(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, EchoPlan(), max_batch=4, max_wait_s=0.05, max_queue=8)
+    assert submit(batcher, 1)[0].cancel()
+    assert submit(batcher, 2)[0].result(10).logits[0] == 2
+    batcher.close()
+
+
+def test_reserve_with_a_deadline_asks_the_plan(
+    batcher: Batcher, engine: EchoEngine, plan: EchoPlan
+) -> None:
+    hold(batcher, engine)
+    submit(batcher, 1, 2)
+    with batcher.reserve(2, asked(1)), batcher.reserve(3, Asked(0, 1, due=1e9)):
+        pass
+    ((waiting, places, busy_s),) = plan.checked
+    assert (waiting, places) == (2, 5)
+    assert 3 < busy_s <= 5
+    with pytest.raises(DeadlineUnreachable):
+        batcher.reserve(1, Asked(0, 1, due=-1))
+    assert batcher.depth == 2
+
+
+def test_reserve_refused_told_when_to_come_back(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, EchoPlan(), max_batch=4, max_wait_s=0, max_queue=8)
+    engine.gate.clear()
+    futures = submit(batcher, 0)
+    time.sleep(0.3)
+    engine.gate.set()
+    futures[0].result(10)
+    engine.started.clear()
+    hold(batcher, engine)
+    submit(batcher, *range(8))
+    with pytest.raises(QueueFull, match=r"try again in \d s") as refused:
+        batcher.reserve(1, asked(1))
+    # Eight images, 0.3 s each.
+    assert refused.value.retry_after_s == 3
+    engine.gate.set()
+    batcher.close()
+
+
 def test_take_waits_for_a_full_batch(engine: EchoEngine) -> None:
-    batcher = Batcher(engine, max_batch=2, max_wait_s=10, max_queue=8)
+    batcher = Batcher(engine, EchoPlan(), max_batch=2, max_wait_s=10, max_queue=8)
     (first,) = submit(batcher, 1)
     time.sleep(0.02)
     (second,) = submit(batcher, 2)
@@ -136,33 +236,38 @@ def test_take_waits_for_a_full_batch(engine: EchoEngine) -> None:
 
 
 def test_take_waits_no_longer_than_told(engine: EchoEngine) -> None:
-    batcher = Batcher(engine, max_batch=2, max_wait_s=0.02, max_queue=8)
+    batcher = Batcher(engine, EchoPlan(), max_batch=2, max_wait_s=0.02, max_queue=8)
     (future,) = submit(batcher, 1)
     assert 0.02 <= future.result(5).queue_s < 1
     batcher.close()
 
 
 def test_close_answers_what_holds_a_place(engine: EchoEngine) -> None:
-    batcher = Batcher(engine, max_batch=1, max_wait_s=0, max_queue=8)
+    batcher = Batcher(engine, EchoPlan(), max_batch=1, max_wait_s=0, max_queue=8)
     hold(batcher, engine)
     futures = submit(batcher, 1, 2)
-    with batcher.reserve(1) as places:
+    with batcher.reserve(1, asked(3, 1)) as places:
         closing = threading.Thread(target=batcher.close)
         closing.start()
         engine.gate.set()
         futures[-1].result(10)
-        futures.append(places.submit(image(3), 0, 1))
+        futures.append(places.submit(image(3)))
     closing.join(10)
     assert not closing.is_alive()
     assert [future.result(0).logits[0] for future in futures] == [1, 2, 3]
     with pytest.raises(Draining):
-        batcher.reserve(1)
+        batcher.reserve(1, asked(1))
 
 
 def test_on_batch_told_size_and_seconds(engine: EchoEngine) -> None:
     told: list[tuple[int, float]] = []
     batcher = Batcher(
-        engine, max_batch=4, max_wait_s=0, max_queue=8, on_batch=lambda n, s: told.append((n, s))
+        engine,
+        EchoPlan(),
+        max_batch=4,
+        max_wait_s=0,
+        max_queue=8,
+        on_batch=lambda n, s: told.append((n, s)),
     )
     submit(batcher, 1)[0].result(10)
     batcher.close()

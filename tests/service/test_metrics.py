@@ -6,8 +6,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.bundle import Card
 from service.batcher import Answer
-from service.budget import Budget
+from service.limits import Limits
 from service.metrics import Metrics, ModelMetrics
+
+LIMITS = Limits(0.5, 0.1, None, "load")
 
 
 def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
@@ -20,12 +22,12 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 
 def answer(macs: int, *widths: int) -> Answer:
-    return Answer(np.zeros(3, np.float32), np.array(widths), macs, 0.001, 0.002)
+    return Answer(np.zeros(3, np.float32), np.array(widths), macs, LIMITS, 0.001, 0.002, 0.0)
 
 
 def test_series_exist_from_the_start_at_zero(card: Card) -> None:
     metrics = Metrics()
-    ModelMetrics(metrics, card, Budget(0.5))
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01)
     metrics.start_routes(["/classify"])
     samples = read(metrics)
     for series in (
@@ -41,6 +43,9 @@ def test_series_exist_from_the_start_at_zero(card: Card) -> None:
         ("rnp_layer_groups_total", "tiny", "2"),
         ("rnp_batch_size_count",),
         ("rnp_queue_depth",),
+        ("rnp_abandoned_total", "tiny"),
+        ("rnp_budget_by_total", "tiny", "deadline"),
+        ("rnp_rejected_total", "deadline_passed"),
         ("rnp_rejected_total", "queue_full"),
     ):
         name, *labels = series
@@ -52,7 +57,7 @@ def test_series_exist_from_the_start_at_zero(card: Card) -> None:
 
 def test_observe_counts_flops_exactly(card: Card) -> None:
     metrics = Metrics()
-    model = ModelMetrics(metrics, card, Budget(0.5))
+    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01)
     for macs in (10**12 + 1, 3):
         model.observe(answer(macs, 4, 1, 2))
     samples = read(metrics)
@@ -65,14 +70,22 @@ def test_observe_counts_flops_exactly(card: Card) -> None:
 def test_observe_fraction_is_a_share_of_the_full_network(card: Card) -> None:
     metrics = Metrics()
     full = card.table().full
-    ModelMetrics(metrics, card, Budget(0.5)).observe(answer(full // 2, 4, 1, 2))
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01).observe(answer(full // 2, 4, 1, 2))
     assert read(metrics)["rnp_compute_fraction_sum", "tiny"] == pytest.approx(0.5, abs=1e-5)
 
 
-def test_budget_series_follows_the_budget_and_the_least(card: Card) -> None:
-    metrics, budget = Metrics(), Budget(0.5)
-    ModelMetrics(metrics, card, budget)
-    budget.set(0.3)
+def test_budget_series_are_asked_when_they_are_read(card: Card) -> None:
+    metrics, values = Metrics(), [0.3, 0.4]
+    ModelMetrics(metrics, card, lambda: values[0], lambda: values[1])
     assert read(metrics)["rnp_budget", "tiny"] == 0.3
-    budget.set(0.01)
-    assert read(metrics)["rnp_budget", "tiny"] == card.min_fraction
+    assert read(metrics)["rnp_budget_error", "tiny"] == 0.4
+    values[0] = 0.1
+    assert read(metrics)["rnp_budget", "tiny"] == 0.1
+
+
+def test_observe_counts_who_set_the_budget(card: Card) -> None:
+    metrics = Metrics()
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0).observe(answer(5, 4, 1, 2))
+    samples = read(metrics)
+    assert samples["rnp_budget_by_total", "load", "tiny"] == 1
+    assert samples["rnp_budget_by_total", "request", "tiny"] == 0

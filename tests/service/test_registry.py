@@ -6,45 +6,36 @@ from pathlib import Path
 import pytest
 
 from models.bundle import BundleError, write_bundle
+from service.budget import Budget, Fixed
 from service.errors import BudgetTooLow, CapTooLow
 from service.metrics import Metrics
-from service.registry import Limits, ServedModel, read_bundles, serve_bundle
+from service.registry import ServedModel, read_bundles, serve_bundle
 from service.settings import Settings
 from tests.service.support import FakeEngine, add_bundle, make_card
 
 
 @pytest.fixture
 def model(bundles: Path, settings: Settings, engine: FakeEngine):
-    model = serve_bundle(read_bundles(bundles)["tiny"], engine, settings, Metrics())
+    model = serve_bundle(
+        read_bundles(bundles)["tiny"], engine, settings, Metrics(), Budget(Fixed(0.5))
+    )
     yield model
     model.batcher.close()
 
 
-def test_limits_budget_one_has_no_penalty(model: ServedModel) -> None:
-    assert model.limits(1, 1) == Limits(1, 0.0, 1)
+def test_check_lowest_values_allowed(model: ServedModel) -> None:
+    model.check(model.min_fraction, model.min_cap)
+    model.check(None, None)
 
 
-def test_limits_lower_budget_has_higher_penalty(model: ServedModel) -> None:
-    assert model.limits(0.3, 1).penalty > model.limits(0.6, 1).penalty > 0
-
-
-def test_limits_lowest_values_allowed(model: ServedModel) -> None:
-    limits = model.limits(model.min_fraction, model.min_cap)
-    assert (limits.budget, limits.cap) == (model.min_fraction, model.min_cap)
-
-
-def test_limits_without_a_cap_have_none(model: ServedModel) -> None:
-    assert model.limits(0.5, None) == Limits(0.5, model.limits(0.5, 1).penalty, None)
-
-
-def test_limits_budget_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
+def test_check_budget_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
     with pytest.raises(BudgetTooLow, match=r"0\.1: tiny can reach no less than 0\.2"):
-        model.limits(0.1, 1)
+        model.check(0.1, 1)
 
 
-def test_limits_cap_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
+def test_check_cap_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
     with pytest.raises(CapTooLow, match=f"takes {model.min_cap}"):
-        model.limits(0.5, 0.01)
+        model.check(0.5, 0.01)
 
 
 def test_read_bundles_several_by_name(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.budget import Budget, Fixed
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles, serve_bundle
 from service.settings import Settings
@@ -13,6 +14,8 @@ from tests.service.support import FakeEngine
 
 @pytest.fixture
 def model(bundles: Path, settings: Settings, engine: FakeEngine) -> Iterator[ServedModel]:
-    model = serve_bundle(read_bundles(bundles)["tiny"], engine, settings, Metrics())
+    model = serve_bundle(
+        read_bundles(bundles)["tiny"], engine, settings, Metrics(), Budget(Fixed(0.5))
+    )
     yield model
     model.batcher.close()

@@ -5,6 +5,7 @@ from importlib.metadata import version
 import numpy as np
 
 from service.batcher import Answer
+from service.limits import Limits
 from service.metrics import Totals
 from service.protocol.describe import (
     model_config,
@@ -13,6 +14,8 @@ from service.protocol.describe import (
     server_metadata,
 )
 from service.registry import ServedModel
+
+LIMITS = Limits(0.5, 0.1, None)
 
 
 def test_server_metadata_lists_the_extensions() -> None:
@@ -53,7 +56,9 @@ def test_model_config_agrees_with_the_metadata(model: ServedModel) -> None:
 def test_model_statistics_sum_over_images(model: ServedModel) -> None:
     totals = Totals(failed=1)
     for _ in range(2):
-        totals.add(Answer(np.zeros(3, np.float32), np.ones(3, np.int64), 9, 0.5, 0.25), 0.125)
+        totals.add(
+            Answer(np.zeros(3, np.float32), np.ones(3, np.int64), 9, LIMITS, 0.5, 0.25, 0.0), 0.125
+        )
     found = model_statistics(model, totals)
     stats = found["inference_stats"]
     assert found["inference_count"] == 2

@@ -198,7 +198,11 @@ BAD: dict[str, tuple[Any, type[ServiceError], str]] = {
         BadParameter,
         "'bugdet' is no parameter: the known ones are binary_data_output, budget, cap",
     ),
-    "deadline": ({"inputs": [image()], "parameters": {"deadline_ms": 5}}, BadParameter, "not supp"),
+    "deadline": (
+        {"inputs": [image()], "parameters": {"deadline_ms": "5"}},
+        BadParameter,
+        "must be a number",
+    ),
     "budget true": ({"inputs": [image()], "parameters": {"budget": True}}, BadParameter, "True"),
     "cap '1'": ({"inputs": [image()], "parameters": {"cap": "1"}}, BadParameter, "a number"),
     "parameters an array": ({"inputs": [image()], "parameters": [1]}, BadRequest, "an object"),

@@ -7,26 +7,28 @@ import numpy as np
 import pytest
 
 from service.batcher import Answer
+from service.limits import Limits
 from service.protocol.infer import InferRequest, Requested
 from service.protocol.outputs import write_answer
 from service.protocol.specs import output_specs
 from service.protocol.tensors import from_binary
 from service.ranking import probabilities
-from service.registry import Limits, ServedModel
+from service.registry import ServedModel
 
 LOGITS = np.array([[1, 3, 2], [4, -1, 0.5]], np.float32)
 WIDTHS = np.array([[1, 2, 3], [4, 4, 4]])
 MACS = [1000, 2000]
-ANSWERS = [
-    Answer(logits, widths, macs, 0.001, 0.002)
-    for logits, widths, macs in zip(LOGITS, WIDTHS, MACS, strict=True)
-]
 NO_CAP = Limits(0.5, 0.1, None)
 
 
-def write(model: ServedModel, *outputs: Requested, limits: Limits = NO_CAP) -> tuple[Any, bytes]:
+def answers(*limits: Limits) -> list[Answer]:
+    rows = zip(LOGITS, WIDTHS, MACS, limits, strict=False)
+    return [Answer(*row, queue_s=0.001, inference_s=0.002, finished=0) for row in rows]
+
+
+def write(model: ServedModel, *outputs: Requested) -> tuple[Any, bytes]:
     request = InferRequest("", [b""] * 2, list(outputs), {})
-    body, size = write_answer(request, model, limits, ANSWERS)
+    body, size = write_answer(request, model, answers(NO_CAP, NO_CAP))
     size = len(body) if size is None else size
     return json.loads(body[:size]), body[size:]
 
@@ -89,10 +91,11 @@ def test_write_answer_classification_is_best_first(model: ServedModel, classes: 
 def test_write_answer_tells_model_id_and_what_was_in_force(model: ServedModel) -> None:
     request = InferRequest("é", [b""], [Requested("macs", False)], {})
     for limits, wanted in (
-        (NO_CAP, {"budget": 0.5}),
-        (Limits(0.5, 0.1, 0.9), {"budget": 0.5, "cap": 0.9}),
+        ([NO_CAP], {"budget": 0.5, "budget_by": "request"}),
+        ([Limits(0.5, 0.1, 0.9)], {"budget": 0.5, "budget_by": "request", "cap": 0.9}),
+        ([NO_CAP, Limits(0.3, 0.1, None, "load")], {"budget": 0.3, "budget_by": "load"}),
     ):
-        body, size = write_answer(request, model, limits, ANSWERS[:1])
+        body, size = write_answer(request, model, answers(*limits))
         head = json.loads(body)
         assert size is None
         assert head["parameters"] == wanted

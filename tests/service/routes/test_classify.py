@@ -41,6 +41,7 @@ def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, ca
     assert body == {
         "model": "tiny",
         "budget": 0.4,
+        "budget_by": "request",
         "cap": 0.9,
         "compute": {
             "macs": macs,

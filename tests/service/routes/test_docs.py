@@ -29,11 +29,17 @@ def test_get_root_leads_to_docs(client: httpx.Client) -> None:
 def test_openapi_tells_answers_and_errors(client: httpx.Client) -> None:
     api = client.get("/openapi.json").json()
     post = api["paths"]["/classify"]["post"]
-    assert set(post["responses"]) == {"200", "400", "413", "415", "422", "429", "503"}
+    assert set(post["responses"]) == {"200", "400", "413", "415", "422", "429", "503", "504"}
     refusal = post["responses"]["422"]["content"]["application/json"]["schema"]
     assert refusal == {"$ref": "#/components/schemas/ErrorBody"}
     assert {"application/octet-stream", "multipart/form-data"} == set(
         post["requestBody"]["content"]
     )
-    assert {p["name"] for p in post["parameters"]} == {"budget", "cap", "top_k", "model"}
+    assert {p["name"] for p in post["parameters"]} == {
+        "budget",
+        "cap",
+        "deadline_ms",
+        "top_k",
+        "model",
+    }
     assert "HTTPValidationError" not in api["components"]["schemas"]

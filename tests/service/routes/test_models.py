@@ -22,6 +22,8 @@ def test_get_models_tells_what_every_budget_costs(client: httpx.Client, card: Ca
             {"budget": 0.5, "fraction": 0.51, "accuracy": 0.8},
             {"budget": 1.0, "fraction": 1.0, "accuracy": 0.9},
         ],
+        "budget": 0.5,
+        "budget_error": 0.0,
         # An engine that is given was not measured.
         "costs": [],
     }

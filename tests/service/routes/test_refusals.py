@@ -109,7 +109,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "top_k 0": (classify("?top_k=0"), 422, "bad_parameter", "top_k is '0'"),
     "top_k 1.5": (classify("?top_k=1.5"), 422, "bad_parameter", "valid integer"),
     "unknown model": (classify("?model=big"), 422, "unknown_model", "choose one of tiny"),
-    "unknown parameter": (classify("?bugdet=1"), 422, "bad_parameter", "budget, cap, model, top_k"),
+    "unknown parameter": (classify("?bugdet=1"), 422, "bad_parameter", "deadline_ms, model, top_k"),
     "PUT budget 0": (put_budget(json={"budget": 0}), 422, "bad_parameter", "budget is 0"),
     "PUT budget NaN": (
         put_budget(content=b'{"budget": NaN}', headers=JSON),
@@ -131,6 +131,33 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "bad_parameter",
         "known ones are budget, mode",
     ),
+    "PUT auto floor too low": (
+        put_budget(json={"mode": "auto", "target_p95_ms": 50, "floor": 0.1}),
+        422,
+        "budget_too_low",
+        "floor is 0.1",
+    ),
+    "PUT auto floor above ceiling": (
+        put_budget(json={"mode": "auto", "target_p95_ms": 50, "floor": 0.5, "ceiling": 0.4}),
+        422,
+        "bad_parameter",
+        "floor 0.5 is above ceiling 0.4",
+    ),
+    "PUT auto no target": (
+        put_budget(json={"mode": "auto", "floor": 0.5}),
+        422,
+        "bad_parameter",
+        "target_p95_ms is missing",
+    ),
+    "PUT auto unknown key": (
+        put_budget(json={"mode": "auto", "target_p95_ms": 50, "budget": 1}),
+        422,
+        "bad_parameter",
+        "ceiling, floor, mode, target_p95_ms",
+    ),
+    "deadline 0": (classify("?deadline_ms=0"), 422, "bad_parameter", "deadline_ms is '0'"),
+    "deadline NaN": (classify("?deadline_ms=nan"), 422, "bad_parameter", "deadline_ms"),
+    "deadline past": (classify("?deadline_ms=0.001"), 504, "deadline_unreachable", "0.001"),
     "PUT no JSON": (put_budget(content=b"{", headers=JSON), 422, "bad_parameter", "JSON object"),
     "PUT not UTF-8": (
         put_budget(content=b"\xa1\xd8", headers=JSON),

@@ -134,7 +134,9 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "budget is inf",
     ),
-    "deadline": (infer(asked(parameters={"deadline_ms": 9})), 400, "deadline_ms is not supported"),
+    "deadline 0": (infer(asked(parameters={"deadline_ms": 0})), 400, "deadline_ms is 0"),
+    "deadline a string": (infer(asked(parameters={"deadline_ms": "9"})), 400, "must be a number"),
+    "deadline long past": (infer(asked(parameters={"deadline_ms": 0.001})), 504, "deadline_ms"),
     "1.5 MB": (infer(b" " * 1_500_000), 413, "1500000 bytes, the limit is 1000000"),
     "gzip bomb": (
         infer(gzip.compress(BOMB), content_encoding="gzip"),

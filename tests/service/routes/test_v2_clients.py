@@ -172,7 +172,8 @@ def test_client_infer_budget_and_cap(ask: Ask, server: httpx.Client) -> None:
     ):
         result = ask("infer", "tiny", [files(190)], parameters=parameters)
         check(result, server, 190, query=query)
-        assert result.get_response()["parameters"] == parameters
+        told = result.get_response()["parameters"]
+        assert told == {"budget_by": "request", **parameters}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,236 @@
+"""What the next batch is, and what each of its images may cost, decided as late as can be.
+
+When a batch begins, the machine's speed and the whole queue are known. Of all shares of the full
+network the planner takes the largest at which everything that waits, in its order, is in time:
+before its deadline, and in the auto mode before the target. So under load every image gets less,
+instead of the last ones getting nothing (SlackFit of SuperServe, NSDI 2025, is a relative).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle import Card
+from service.budget import Auto, Budget, Fixed
+from service.correction import Correction
+from service.errors import DeadlineUnreachable
+from service.estimate import Estimate
+from service.governor import Governor
+from service.limits import Asked, BudgetBy, Limits
+
+Floats = npt.NDArray[np.float64]
+
+# Shares that are weighed, from the least that a model can spend to the full network.
+_LEVELS = 24
+# Mean deviations to allow for: where an answer that is late is none, and where it is merely late.
+_HARD, _SOFT = 4.0, 1.0
+
+
+class Planner:
+    """Plans the batches of one model.
+
+    Attributes:
+        estimate, correction, governor: what it knows of the machine, the images and the load.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        budget: Budget,
+        estimate: Estimate,
+        correction: Correction,
+        *,
+        max_batch: int,
+    ) -> None:
+        self._card, self._budget, self._max_batch = card, budget, max_batch
+        self._full = card.table().full
+        self._least = max(card.min_fraction, card.min_cap)
+        self._levels = np.geomspace(self._least, 1, _LEVELS)
+        self.estimate, self.correction = estimate, correction
+        self.governor = Governor(card.name)
+
+    def in_force(self, *, idle: bool = False) -> float:
+        """The budget of a request that names none now."""
+        mode = self._budget.mode
+        if isinstance(mode, Auto):
+            value = self.governor.in_force(mode, time.perf_counter(), idle=idle)
+        else:
+            value = mode.budget
+        return max(value, self._card.min_fraction)
+
+    def plan(
+        self, waiting: Sequence[Asked], now: float
+    ) -> tuple[list[Limits | DeadlineUnreachable], float]:
+        """Decide on the first of what waits.
+
+        Args:
+            waiting: all that waits, at least one, in order.
+            now: by `time.perf_counter`.
+
+        Returns: what each image of the next batch may cost, or why it is refused; the seconds that
+            the batch is expected to take.
+        """
+        mode = self._budget.mode
+        if isinstance(mode, Fixed) and all(asked.due == math.inf for asked in waiting):
+            batch = waiting[: self._max_batch]
+            limits = [self._undisturbed(asked, mode) for asked in batch]
+            shares = np.array([limit.budget for limit in limits])
+            return list(limits), self.estimate.batch() + float(self.estimate.rows(shares).sum())
+        return self._plan_in_time(waiting, mode, now)
+
+    def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
+        """Refuse at once what cannot be in time even at the least compute.
+
+        Args:
+            waiting: what is ahead of it.
+            places: images that are about to wait too, this request's among them.
+            busy_s: seconds until the batch that is running ends.
+
+        Raises:
+            DeadlineUnreachable: its deadline is too near.
+        """
+        if asked.due == math.inf:
+            return
+        mode, now = self._budget.mode, time.perf_counter()
+        shares = np.array([self._range(one, mode)[0] for one in waiting] + [self._least] * places)
+        batches = math.ceil(len(shares) / self._max_batch)
+        work = float(self.estimate.rows(shares).sum()) + batches * self.estimate.batch()
+        needed = busy_s + work + self.estimate.decode.mean + self.estimate.after.mean
+        if now + needed > asked.due:
+            raise _unreachable(asked, now + needed)
+
+    def learn(self, limits: Sequence[Limits], macs: Sequence[int], seconds: float) -> None:
+        """See what a batch cost and how long it took."""
+        fractions = np.array(macs) / self._full
+        self.estimate.learn(fractions, seconds)
+        for limit, fraction in zip(limits, fractions.tolist(), strict=True):
+            if limit.cap is None:
+                self.correction.learn(limit.budget, fraction)
+
+    def answered(self, decode_s: float, after_s: float, total_s: float) -> None:
+        """See an answer leave: what it took before, after and altogether."""
+        if decode_s:
+            self.estimate.decode.add(decode_s)
+        self.estimate.after.add(after_s)
+        mode = self._budget.mode
+        if isinstance(mode, Auto):
+            self.governor.answered(mode, total_s)
+
+    def _plan_in_time(
+        self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float
+    ) -> tuple[list[Limits | DeadlineUnreachable], float]:
+        hard = np.array([asked.due for asked in waiting]) - self.estimate.after.high(_HARD)
+        late = _HARD if np.isfinite(hard).any() else _SOFT
+        due = np.minimum(hard, self._soft_dues(waiting, mode))
+        low, high = np.array([self._range(asked, mode) for asked in waiting]).T
+        shares = np.clip(self._levels[:, None], low, high)
+        rows, batch = self.estimate.rows(shares, late), self.estimate.batch(late)
+        hopeless, cheapest = _hopeless(now + batch, rows[0], hard)
+        rows[:, hopeless], due[hopeless] = 0, math.inf
+        batches = np.arange(len(waiting)) // self._max_batch + 1
+        ends = now + np.cumsum(rows, axis=1) + batches * batch
+        in_time = (ends <= due).all(axis=1)
+        level = float(self._levels[np.flatnonzero(in_time)[-1]] if in_time.any() else self._least)
+        if isinstance(mode, Auto):
+            level = self.governor.follow(mode, level, now)
+        taken = np.where(hopeless, 0, np.clip(level, low, high))
+        ready = now + batch + np.cumsum(self.estimate.rows(taken, late) * ~hopeless)
+        count = self._count(ready, due)
+        decided = [
+            _unreachable(asked, cheapest[row])
+            if hopeless[row]
+            else self._limits(asked, mode, level)
+            for row, asked in enumerate(waiting[:count])
+        ]
+        expected = float((self.estimate.rows(taken) * ~hopeless)[:count].sum())
+        return decided, self.estimate.batch() + expected
+
+    def _soft_dues(self, waiting: Sequence[Asked], mode: Fixed | Auto) -> Floats:
+        if isinstance(mode, Fixed):
+            return np.full(len(waiting), math.inf)
+        aim_s = self.governor.aim_s(mode) - self.estimate.after.mean
+        return np.array([asked.started + aim_s for asked in waiting])
+
+    def _count(self, ready: Floats, due: Floats) -> int:
+        """How many rows may share the first batch, so that the first ones need not wait too long.
+
+        Args:
+            ready: (N,) when a batch that ends with this row is done.
+            due: (N,) when the row must be.
+        """
+        size = min(len(ready), self._max_batch)
+        in_time = ready[:size] <= np.minimum.accumulate(due[:size])
+        return int(np.flatnonzero(in_time)[-1]) + 1 if in_time.any() else size
+
+    def _range(self, asked: Asked, mode: Fixed | Auto) -> tuple[float, float]:
+        """The least and the most that an image may be planned to spend."""
+        named = self._wanted(asked, mode)
+        if asked.due < math.inf:
+            return self._least, 1.0 if asked.cap is None else asked.cap
+        if isinstance(mode, Auto):
+            return min(max(mode.floor, self._card.min_fraction), named), named
+        return named, named
+
+    def _wanted(self, asked: Asked, mode: Fixed | Auto) -> float:
+        """The budget of an image if there is time."""
+        if asked.budget is not None:
+            return asked.budget
+        if isinstance(mode, Auto):
+            return max(mode.ceiling, self._card.min_fraction)
+        if asked.due < math.inf:
+            return 1.0
+        return max(mode.budget, self._card.min_fraction)
+
+    def _undisturbed(self, asked: Asked, mode: Fixed) -> Limits:
+        by: BudgetBy = "service" if asked.budget is None else "request"
+        wanted = self._wanted(asked, mode)
+        return Limits(wanted, self._penalty(wanted), asked.cap, by)
+
+    def _limits(self, asked: Asked, mode: Fixed | Auto, level: float) -> Limits:
+        low, high = self._range(asked, mode)
+        level = min(max(level, low), high)
+        wanted = self._wanted(asked, mode)
+        budget, cap = max(min(wanted, level), self._card.min_fraction), asked.cap
+        if asked.due < math.inf:
+            # The mean is not enough: this one image must be in time.
+            cap = min(level, math.inf if cap is None else cap)
+        by: BudgetBy = "service"
+        if budget == asked.budget:
+            by = "request"
+        elif asked.due < math.inf:
+            by = "deadline"
+        elif isinstance(mode, Auto):
+            by = "load"
+        return Limits(budget, self._penalty(budget), cap, by)
+
+    def _penalty(self, budget: float) -> float:
+        return self._card.penalty(max(self.correction.calibrated(budget), self._card.min_fraction))
+
+
+def _hopeless(
+    start: float, rows: Floats, hard: Floats
+) -> tuple[npt.NDArray[np.bool_], list[float]]:
+    """Which rows are late even if all take their least, and when each would be ready.
+
+    Those that are late are taken out, and delay nobody behind them.
+    """
+    late, ends = np.zeros(len(rows), bool), []
+    for row, (seconds, due) in enumerate(zip(rows.tolist(), hard.tolist(), strict=True)):
+        ends.append(start + seconds)
+        late[row] = ends[-1] > due
+        if not late[row]:
+            start += seconds
+    return late, ends
+
+
+def _unreachable(asked: Asked, ready: float) -> DeadlineUnreachable:
+    allowed, needed = (1e3 * (end - asked.started) for end in (asked.due, ready))
+    return DeadlineUnreachable(
+        f"deadline_ms is {allowed:.4g}: with what waits already, the cheapest answer would take "
+        f"about {needed:.0f}: allow more, or ask again later"
+    )

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from models.bundle import Card
+from service.budget import Auto, Budget, Fixed
+from service.correction import Correction
+from service.costs import Cost, CostTable
+from service.errors import DeadlineUnreachable
+from service.estimate import Estimate
+from service.limits import Asked, Limits
+from service.planner import Planner
+
+# A batch takes nothing, and a row 10 ms for all of the network.
+TABLE = CostTable([Cost(b, n, 10 * b * n) for b in (0.1, 0.5, 1.0) for n in (1, 4, 16)])
+
+
+HALF = Fixed(0.5)
+
+
+def planner(card: Card, mode: Fixed | Auto = HALF, *, max_batch: int = 4) -> Planner:
+    return Planner(card, Budget(mode), Estimate(TABLE), Correction(on=True), max_batch=max_batch)
+
+
+def decided(planner: Planner, *waiting: Asked, now: float = 0) -> list:
+    return planner.plan(waiting, now)[0]
+
+
+def test_plan_fixed_gives_each_what_it_asked(card: Card) -> None:
+    rows = decided(planner(card), Asked(0), Asked(0, 0.3, 0.8), Asked(0, 1))
+    assert [(row.budget, row.cap, row.by) for row in rows] == [
+        (0.5, None, "service"),
+        (0.3, 0.8, "request"),
+        (1, None, "request"),
+    ]
+    assert rows[1].penalty == pytest.approx(card.penalty(0.3))
+    assert rows[2].penalty == 0
+
+
+def test_plan_fixed_takes_no_more_than_a_batch_and_tells_its_time(card: Card) -> None:
+    rows, seconds = planner(card).plan([Asked(0)] * 9, 0)
+    assert len(rows) == 4
+    assert seconds == pytest.approx(0.02)
+
+
+def test_plan_penalty_follows_the_correction(card: Card) -> None:
+    some = planner(card)
+    for _ in range(100):
+        some.learn([Limits(0.5, 0.1, None)], [card.table().full], 0.01)
+    assert decided(some, Asked(0, 0.5))[0].penalty > card.penalty(0.5)
+
+
+def test_learn_from_capped_images_corrects_nothing(card: Card) -> None:
+    some = planner(card)
+    some.learn([Limits(0.5, 0.1, 0.5)] * 2, [1, 1], 0.01)
+    assert decided(some, Asked(0, 0.5))[0].penalty == pytest.approx(card.penalty(0.5))
+
+
+@pytest.mark.parametrize(
+    ("due", "budget", "share"),
+    [(1.0, None, 1), (0.008, None, 0.8), (0.004, None, 0.4), (0.004, 0.3, 0.3), (0.004, 1, 0.4)],
+)
+def test_plan_deadline_gets_the_largest_budget_that_makes_it(
+    card: Card, due: float, budget: float | None, share: float
+) -> None:
+    (row,) = decided(planner(card), Asked(0, budget, None, due))
+    assert row.budget == pytest.approx(share, rel=0.08)
+    assert row.budget <= share
+    assert row.by == ("request" if budget == 0.3 else "deadline")
+    # Its own image must be in time, not only the mean.
+    assert row.cap <= due / 0.01 + 1e-9
+
+
+def test_plan_deadline_a_lower_cap_stays(card: Card) -> None:
+    (row,) = decided(planner(card), Asked(0, None, 0.3, 1.0))
+    assert (row.budget, row.cap) == (0.3, 0.3)
+
+
+def test_plan_deadline_shares_the_time_with_what_waits_behind(card: Card) -> None:
+    rows = decided(planner(card), *[Asked(0, None, None, 0.02)] * 4)
+    assert [row.budget for row in rows] == pytest.approx([0.5] * 4, rel=0.08)
+    # Twelve rows, in three batches: the last ones need the first to be cheap.
+    rows = decided(planner(card), *[Asked(0, None, None, 0.04)] * 12)
+    assert [row.budget for row in rows] == pytest.approx([1 / 3] * 4, rel=0.08)
+
+
+def test_plan_deadline_that_cannot_be_kept_refused_and_the_others_not_slowed(card: Card) -> None:
+    late, good = decided(planner(card), Asked(0, due=0.0005), Asked(0, due=0.0095))
+    assert isinstance(late, DeadlineUnreachable)
+    assert "deadline_ms is 0.5" in str(late)
+    assert good.budget == pytest.approx(0.9, rel=0.1)
+
+
+def test_plan_deadline_cuts_the_batch_so_that_the_first_need_not_wait(card: Card) -> None:
+    waiting = [Asked(0, due=0.011), *[Asked(0, 1.0)] * 3]
+    rows = decided(planner(card), *waiting)
+    assert len(rows) == 1
+    assert rows[0].budget == 1
+
+
+def test_plan_auto_gives_all_at_rest_and_less_to_each_when_more_wait(card: Card) -> None:
+    budgets = []
+    for count in (1, 8, 16, 200):
+        some = planner(card, Auto(0.05, floor=0.2))
+        budgets.append(decided(some, *[Asked(0)] * count)[0].budget)
+    assert budgets[0] == 1
+    assert budgets == sorted(budgets, reverse=True)
+    assert budgets[1] == pytest.approx(0.045 / 0.08, rel=0.08)
+    assert budgets[-1] == pytest.approx(0.2)
+
+
+def test_plan_auto_a_named_budget_is_an_upper_bound(card: Card) -> None:
+    some = planner(card, Auto(0.05, floor=0.2), max_batch=16)
+    rows = decided(some, Asked(0, 0.3), *[Asked(0, 0.9)] * 8)
+    assert (rows[0].budget, rows[0].by) == (0.3, "request")
+    assert rows[1].budget < 0.7
+    assert rows[1].by == "load"
+
+
+def test_plan_auto_late_ones_bring_it_to_the_floor(card: Card) -> None:
+    some = planner(card, Auto(0.05, floor=0.3))
+    assert decided(some, Asked(0), now=1)[0].budget == pytest.approx(0.3)
+
+
+def test_in_force_falls_under_load_and_returns(card: Card) -> None:
+    some, now = planner(card, Auto(0.05, floor=0.2)), time.perf_counter()
+    assert some.in_force() == 1
+    for n in range(100):
+        some.plan([Asked(now - 1)] * 9, now - 1 + n / 100)
+    assert some.in_force() < 0.4
+    assert some.in_force(idle=True) < 0.7
+
+
+def test_in_force_fixed_not_below_the_least(card: Card) -> None:
+    assert planner(card, Fixed(0.01)).in_force() == card.min_fraction
+
+
+def test_check_refuses_what_the_queue_makes_late(card: Card) -> None:
+    some, now = planner(card), time.perf_counter()
+    asked = Asked(now, due=now + 0.03)
+    some.check(asked, [Asked(now)] * 3, 1, 0.0)
+    some.check(Asked(now), [Asked(now)] * 99, 1, 5.0)
+    with pytest.raises(DeadlineUnreachable, match=r"deadline_ms is 30: .* about [4-9]\d"):
+        some.check(asked, [Asked(now)] * 8, 1, 0.0)
+    with pytest.raises(DeadlineUnreachable):
+        some.check(asked, [], 1, 0.05)
+    # What has a deadline itself can be cheap.
+    some.check(asked, [Asked(now, due=math.inf if n < 2 else now + 1) for n in range(8)], 1, 0.0)
