@@ -3,7 +3,7 @@
 Starts `python -m service` and sends it mutated images, forms, tensors, encodings and HTTP, each
 made from the seed and a number, so that every failure can be repeated:
 
-    python -m benchmarks.fuzz --bodies 20000 --seed 0
+    python -m benchmarks.fuzz --bodies 24000 --seed 0
     python -m benchmarks.fuzz --seed 0 --only 1234       # one again, with what was sent and said
 
 Prints a table and ends in one JSON line. Exit code 1 if an answer was a 5xx, none, late or without
@@ -30,7 +30,7 @@ _MIB = 2**20
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bodies", type=int, default=20_000)
+    parser.add_argument("--bodies", type=int, default=24_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--senders", type=int, default=4, help="connections at once")
     parser.add_argument("--only", type=int, help="send the request of this number alone")
