@@ -8,7 +8,7 @@ RUN python -m venv /venv
 COPY pyproject.toml constraints.txt ./
 
 FROM builder AS cpu-builder
-RUN /venv/bin/pip install '.[cpu]'
+RUN /venv/bin/pip install '.[cpu,otel]'
 
 FROM python:3.11-slim AS base
 RUN useradd --system --uid 10001 --no-create-home rnp \
@@ -33,7 +33,7 @@ COPY models models
 COPY service service
 
 FROM builder AS gpu-builder
-RUN /venv/bin/pip install '.[gpu]'
+RUN /venv/bin/pip install '.[gpu,otel]'
 
 FROM base AS gpu
 # Triton compiles what launches its kernels where it runs.

@@ -65,7 +65,7 @@ $(service): $(inputs)
 $(full): $(service)
 	@echo "Adding torch, training and the development tools to $(VENV); this happens once."
 	@$(install) "$$(grep '^torch==' constraints.txt)"
-	@$(install) --editable '.[cpu,train,dev]'
+	@$(install) --editable '.[cpu,otel,train,dev]'
 	@touch $@
 
 # A real Prometheus for the dashboard's test: the machine's own, or Debian's package unpacked here.

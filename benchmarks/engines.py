@@ -1,13 +1,13 @@
 """How much of what an engine saves in MACs does it save in time?
 
     python -m benchmarks.engines [--networks NAME ...] [--engines KIND ...] [--threads N ...]
-        [--batches N ...] [--rows N] [--rounds N] [--clock wall|processor] [--picture PNG]
-        [--check-costs] [--quick]
+        [--batches N ...] [--rows N] [--rounds N] [--seconds S] [--clock wall|processor]
+        [--picture PNG] [--check-costs] [--quick]
 
 Each engine runs each network at several budgets and batches, in turn with the fastest ways known to
-run the whole network, which has no agent; a ratio is that of one round. Weights are random, and
-caps make the rows spend the budget: of all mixtures of the agent's paths the most even one. A batch
-is timed together with its agent, all copies and choices included.
+run the whole network, which has no agent, on as many threads; a ratio is that of one round. Weights
+are random, and caps make the rows spend the budget: of all mixtures of the agent's paths the most
+even one. A batch is timed together with its agent, all copies and choices included.
 
 On a machine that others use too, `--clock processor --threads 1` counts the processor's time
 instead, which tells what one core would do if it were free; of several cores only a quiet machine
@@ -28,12 +28,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measure.bundles import random_bundle
 from benchmarks.measure.floor import peak_macs, read_bytes
+from benchmarks.measure.picture import draw
 from benchmarks.measure.rivals import Rival, full_networks
 from benchmarks.measure.timing import Spread, in_turn
 from models.bundle import Bundle
@@ -50,15 +52,21 @@ NETWORKS = {
 }
 BUDGETS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10)
 BATCHES = (1, 8, 32)
+# Images that a budget is met over, at least.
+ROWS = 16
+# Networks of which fewer have to do, or they would take most of the time.
+LARGE = ("vgg16-224",)
+LARGE_BATCHES, LARGE_ROWS = (1, 8), 8
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @dataclass(frozen=True)
 class Full:
-    """The whole network as a rival runs it: milliseconds per image, and billion MACs a second."""
+    """The whole network as a rival runs it: milliseconds an image, and billion MACs a second."""
 
     network: str
     rival: str
+    threads: int
     batch: int
     ms: Spread
     gmacs: float
@@ -66,7 +74,7 @@ class Full:
 
 @dataclass(frozen=True)
 class Row:
-    """An engine at a budget, against the fastest rival for this batch.
+    """An engine at a budget, against the fastest rival for this batch on as many threads.
 
     Attributes:
         ms: per image. mac_saving, time_saving: how many times less than the whole network.
@@ -113,6 +121,20 @@ class Case:
     table: costs.CostTable
 
 
+class Found(NamedTuple):
+    """What was measured."""
+
+    full: list[Full]
+    rows: list[Row]
+    forecasts: list[Forecast]
+
+    def extend(self, more: Found) -> None:
+        """Add what was measured elsewhere."""
+        self.full.extend(more.full)
+        self.rows.extend(more.rows)
+        self.forecasts.extend(more.forecasts)
+
+
 def measure(
     name: str,
     bundle: Bundle,
@@ -120,9 +142,10 @@ def measure(
     rivals: dict[str, Rival],
     batch: int,
     flags: argparse.Namespace,
-) -> tuple[list[Full], list[Row], list[Forecast]]:
+) -> Found:
     """Time a network at one batch: every rival, and every engine at every budget, in turn."""
-    rows, budgets = max(batch, flags.rows), flags.budgets
+    least = flags.rows or (LARGE_ROWS if name in LARGE else ROWS)
+    rows, budgets, threads = max(batch, least), flags.budgets, cases[0].threads
     images = _images(bundle, rows)
     works: dict[tuple[object, ...], Callable[[], object]] = {}
     for rival, run in rivals.items():
@@ -132,12 +155,12 @@ def measure(
         for budget in budgets:
             penalty, cap, fractions[budget] = costs.rows_at(bundle.card.table(), budget, rows)
             works[case, budget] = _at_caps(case.engine, images, penalty, cap, batch)
-    seconds = in_turn(works, flags.rounds, CLOCKS[flags.clock])
+    seconds = in_turn(works, flags.rounds, CLOCKS[flags.clock], flags.seconds)
     ms = {key: values * 1e3 / rows for key, values in seconds.items()}
     fastest = ms[min(((rival,) for rival in rivals), key=lambda key: np.median(ms[key]))]
     work = bundle.card.table().full / 1e6
     full = [
-        Full(name, rival, batch, spread, work / spread.median)
+        Full(name, rival, threads, batch, spread, work / spread.median)
         for rival, spread in ((rival, Spread.of(ms[rival,])) for rival in rivals)
     ]
     found, foretold = [], []
@@ -150,7 +173,7 @@ def measure(
             foretold.append(
                 Forecast(name, case.kind, case.threads, budget, batch, expected, row.ms.median)
             )
-    return full, found, foretold
+    return Found(full, found, foretold)
 
 
 def _row(
@@ -193,31 +216,29 @@ def _images(bundle: Bundle, rows: int) -> Floats:
     return np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)
 
 
-def run_network(
-    name: str, bundle: Bundle, flags: argparse.Namespace
-) -> tuple[list[Full], list[Row], list[Forecast]]:
-    """Time a network at every batch, and print its tables."""
-    found: tuple[list[Full], list[Row], list[Forecast]] = ([], [], [])
-    with tempfile.TemporaryDirectory() as scratch:
-        rivals = full_networks(bundle, max(flags.threads), Path(scratch))
-        cases = []
-        for kind in flags.engines:
-            for threads in flags.threads:
+def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
+    """Time a network on every number of threads at every batch, and print its tables."""
+    found = Found([], [], [])
+    for threads in flags.threads:
+        with tempfile.TemporaryDirectory() as scratch:
+            rivals = full_networks(bundle, threads, Path(scratch))
+            cases = []
+            for kind in flags.engines:
                 engine = create_engine(bundle, kind, threads=threads, cache_dir=Path(scratch))
                 table = costs.measure(engine, bundle.card, clock=CLOCKS[flags.clock])
                 cases.append(Case(kind, threads, engine, table))
-        for batch in flags.batches:
-            parts = measure(name, bundle, cases, rivals, batch, flags)
-            for whole, part in zip(found, parts, strict=True):
-                whole.extend(part)
-            _print_tables(parts[0], parts[1])
-            if flags.check_costs:
-                _print_forecasts(parts[2])
+            for batch in flags.batches or (LARGE_BATCHES if name in LARGE else BATCHES):
+                part = measure(name, bundle, cases, rivals, batch, flags)
+                found.extend(part)
+                _print_tables(part.full, part.rows)
+                if flags.check_costs:
+                    _print_forecasts(part.forecasts)
     return found
 
 
 def _print_tables(full: list[Full], rows: list[Row]) -> None:
-    print(f"\n{rows[0].network}, batch {rows[0].batch}\n")
+    first = rows[0]
+    print(f"\n{first.network}, threads: {first.threads}, batch: {first.batch}\n")
     print("| whole network | ms an image | GMAC a second |\n|---|---|---|")
     for rival in full:
         print(f"| {rival.rival} | {_spread(rival.ms, '.3f')} | {rival.gmacs:.1f} |")
@@ -242,48 +263,19 @@ def _spread(value: Spread, form: str) -> str:
     return f"{value.median:{form}} ({value.low:{form}}–{value.high:{form}})"
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Saving in time over saving in MACs, a panel for each network, with the diagonal."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    networks = list(dict.fromkeys(row.network for row in rows))
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=(3.4 * len(networks), 3.6), squeeze=False, layout="constrained"
-    )
-    for axis, network in zip(axes[0], networks, strict=True):
-        axis.plot([0.9, 16], [0.9, 16], color="0.6", linewidth=1)
-        own = [row for row in rows if row.network == network]
-        for key in dict.fromkeys((row.engine, row.threads, row.batch) for row in own):
-            line = [row for row in own if (row.engine, row.threads, row.batch) == key]
-            saving = np.array([row.time_saving.median for row in line])
-            bars = np.array([(row.time_saving.low, row.time_saving.high) for row in line]).T
-            label = f"{key[0]} on {key[1]} core{'s' * (key[1] > 1)}, batch {key[2]}"
-            axis.errorbar([row.mac_saving for row in line], saving, np.abs(bars - saving),
-                          marker="o", markersize=3, linewidth=1, label=label)  # fmt: skip
-        axis.set(xscale="log", yscale="log", title=network, xlabel="× fewer MACs")
-        ticks = [1, 2, 3, 4, 5, 10]
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_ticks(ticks, [str(tick) for tick in ticks])
-            side.set_ticks([], minor=True)
-        axis.legend(frameon=False, fontsize=7)
-    axes[0][0].set_ylabel("× less time than the fastest whole network")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--engines", nargs="+", default=["onnx"])
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, nargs="+", default=[cores])
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
+    parser.add_argument("--batches", type=int, nargs="+", help="else 1 8 32; of large networks 1 8")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
-    parser.add_argument("--rows", type=int, default=16, help="least images to meet a budget with")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, help="least images to meet a budget with")
+    parser.add_argument("--rounds", type=int, default=9, help="at most")
+    parser.add_argument(
+        "--seconds", type=float, default=45, help="after these no more rounds of a batch, beyond 3"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--check-costs", action="store_true")
@@ -305,19 +297,14 @@ def main() -> None:
     clock = CLOCKS[flags.clock]
     peak, reading = peak_macs(max(flags.threads), clock) / 1e9, read_bytes(clock) / 1e9
     print(f"a matrix product: {peak:.1f} GMAC/s; one core reads {reading:.1f} GB/s")
-    full: list[Full] = []
-    rows: list[Row] = []
-    forecasts: list[Forecast] = []
+    found = Found([], [], [])
     for name in flags.networks:
         backbone, classes, size = NETWORKS[name]
         width = 0.125 if flags.quick else 1.0
         bundle = random_bundle(backbone, classes, width=width, image_size=size)
-        for whole, part in zip(
-            (full, rows, forecasts), run_network(name, bundle, flags), strict=True
-        ):
-            whole.extend(part)  # type: ignore[arg-type]
+        found.extend(run_network(name, bundle, flags))
     if flags.picture:
-        draw(rows, flags.picture)
+        draw(found.rows, flags.picture)
     print(
         json.dumps(
             {
@@ -327,9 +314,9 @@ def main() -> None:
                 "clock": flags.clock,
                 "peak_gmacs": peak,
                 "read_gb_per_s": reading,
-                "full": [asdict(row) for row in full],
-                "rows": [asdict(row) for row in rows],
-                "forecasts": [asdict(row) | {"error": row.error} for row in forecasts],
+                "full": [asdict(row) for row in found.full],
+                "rows": [asdict(row) for row in found.rows],
+                "forecasts": [asdict(row) | {"error": row.error} for row in found.forecasts],
             }
         )
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -11,21 +14,48 @@ import uvicorn
 from models.bundle import BundleError
 from service import logs
 from service.app import create_app
+from service.connections import ServerConfig
 from service.settings import SettingsError, load_settings
 from service.state import Service
 
+# For the first request of a connection that was made just before a stop.
+_LINGER_S = 0.1
+
 
 class Server(uvicorn.Server):
-    """Lets requests that arrive on open connections after a stop signal know that it stops."""
+    """Stops in two steps: first it is said that it leaves, then no more is taken.
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    In between, whoever asks is answered, for as long as others may need to learn of it.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, lame_duck_s: float) -> None:
         super().__init__(config)
         self._service = service
+        self._lame_duck_s = lame_duck_s
+        self._stop_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGTERM and SIGINT."""
+        """Called on SIGTERM and SIGINT; a second one, and that of Ctrl-C, is not put off."""
+        if self.should_exit:
+            super().handle_exit(sig, frame)
+            return
+        put_off = sig == signal.SIGTERM and self._service.phase == "ready"
+        self._stop_at = time.monotonic() + (self._lame_duck_s if put_off else 0)
+        self._service.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every 0.1 s; whether to stop."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what comes on those there are, then finish."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
         self._service.drain()
-        super().handle_exit(sig, frame)
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -43,16 +73,9 @@ def main() -> int:
         return _fail(error, 1)
     service: Service = app.state.service
     server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.drain_s,
-        ),
+        ServerConfig(app, settings),
         service,
+        settings.lame_duck_s,
     )
     service.on_failure = lambda: setattr(server, "should_exit", True)
     server.run()

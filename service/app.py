@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service.engines.base import Engine
-from service.middleware import Observer
-from service.routes import budget, classify, docs, models, operations, v2
+from service.middleware import QUIET, Observer
+from service.routes import budget, classify, docs, models, operations, repository, v2
 from service.routes.errors import add_error_handlers
+from service.security.headers import SecurityHeaders
+from service.security.wiring import add_security
 from service.settings import Settings, load_settings
 from service.state import Service
+from service.tracing import Tracing, create_tracer
 
 _DESCRIPTION = "An image classifier that spends only the compute an image needs."
 
@@ -38,13 +41,19 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     app.state.service = service
-    routers = [part.router for part in (classify, budget, models, v2, operations, docs)]
+    routers = [part.router for part in (classify, budget, models, repository, v2, operations, docs)]
     for router in routers:
         app.include_router(router)
     docs.mount_static(app)
     add_error_handlers(app)
-    app.add_middleware(Observer, metrics=service.metrics)
-    service.metrics.start_routes(route.path for router in routers for route in router.routes)
+    routes = [route for router in routers for route in router.routes]
+    add_security(app, service.settings, service.metrics, routes)
+    app.add_middleware(Observer, metrics=service.metrics, leaving=lambda: service.leaving)
+    app.state.tracer = create_tracer(service.settings)
+    if app.state.tracer:
+        app.add_middleware(Tracing, tracer=app.state.tracer, quiet=QUIET)
+    app.add_middleware(SecurityHeaders)
+    service.metrics.start_routes(route.path for route in routes)
     return app
 
 
@@ -55,4 +64,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await asyncio.to_thread(service.close)
+        await service.close()
+        if app.state.tracer:
+            await asyncio.to_thread(app.state.tracer.close)

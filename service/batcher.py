@@ -128,7 +128,7 @@ class Batcher:
         """
         with self._changed:
             if self._closed:
-                raise Draining("the service is stopping: ask another one, or again later")
+                raise Draining("what was asked is going out of service: ask again")
             if self._held + places > self._max_queue:
                 seconds = self._retry_after_s()
                 raise QueueFull(

@@ -14,6 +14,7 @@ from models.preprocess import Floats, ImageError, Preprocessing, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
+from service.notes import note_image
 from service.ranking import probabilities, ranking
 from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
@@ -30,14 +31,12 @@ class Call:
     request_id: str
 
 
-def resolve(service: Service, query: ClassifyQuery, request_id: str, started: float) -> Call:
-    """Check a request before its body is read.
+def resolve(model: ServedModel, query: ClassifyQuery, request_id: str, started: float) -> Call:
+    """Check a request before its body is read; the caller holds the model until it is answered.
 
     Raises:
-        ServiceError: not ready, an unknown model, or a budget or cap that it cannot reach.
+        ServiceError: a budget or cap that the model cannot reach.
     """
-    service.check_ready()
-    model = service.model(query.model)
     model.check(query.budget, query.cap)
     due = math.inf if query.deadline_ms is None else started + query.deadline_ms / 1e3
     asked = Asked(started, query.budget, query.cap, due)
@@ -82,8 +81,7 @@ async def answer_images(
 async def _answer_one(
     service: Service, call: Call, image: bytes | Floats, places: Reservation
 ) -> Answered | ServiceError:
-    card, asked = call.model.card, call.asked
-    metrics = service.model_metrics[card.name]
+    asked, metrics = call.asked, call.model.metrics
     try:
         async with _until(asked.due):
             values, decode_s = await _decoded(service, call, image)
@@ -109,6 +107,15 @@ async def _answer_one(
     metrics.observe(answer, decode_s)
     now = time.perf_counter()
     call.model.planner.answered(decode_s, now - answer.finished, now - asked.started)
+    note_image(
+        call.model.card.name,
+        answer.limits.budget,
+        macs=answer.macs,
+        full_macs=call.model.table.full,
+        decode_s=decode_s,
+        queue_s=answer.queue_s,
+        inference_s=answer.inference_s,
+    )
     return Answered(answer, decode_s)
 
 

@@ -1,24 +1,32 @@
 """Every refusal of the service: one tree, each with its HTTP status and code word.
 
 ServiceError
-├── NotAnImage, BadMultipart, BadRequest, NotOffered  400
+├── NotAnImage, BadMultipart, BadRequest, NotOffered, BadHttp  400
+├── Unauthorized                                      401
+├── Forbidden                                         403
 ├── NotFound                                          404
 ├── MethodNotAllowed                                  405
+├── BodyTooSlow, HeadersTooSlow                       408
+├── DefaultModel                                      409
 ├── BodyTooLarge, TooManyPixels, TooManyParts         413
 ├── FormatNotAllowed                                  415
 ├── BadParameter                                      422
-│   ├── UnknownModel, MissingPart
+│   ├── UnknownModel (UnknownPath 404), MissingPart
 │   └── BudgetTooLow, CapTooLow
-├── QueueFull                                         429
+├── BadBundle                                         422
+├── QueueFull, RateLimited                            429
+├── HeadersTooLarge                                   431
 ├── ClientGone                                        499
 ├── InternalError                                     500
-├── Starting, Draining, TooBusy                       503
+├── Starting, Draining, TooManyConnections, TooBusy   503
 └── DeadlineUnreachable, DeadlinePassed               504
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from models import preprocess
 
@@ -29,6 +37,7 @@ class ServiceError(Exception):
     status = 500
     code = "internal_error"
     retry_after_s: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class NotAnImage(ServiceError):
@@ -55,6 +64,25 @@ class NotOffered(ServiceError):
     status, code = 400, "not_offered"
 
 
+class BadHttp(ServiceError):
+    """Bytes that are no HTTP."""
+
+    status, code = 400, "bad_http"
+
+
+class Unauthorized(ServiceError):
+    """No key, or one that is not known."""
+
+    status, code = 401, "unauthorized"
+    headers = MappingProxyType({"WWW-Authenticate": 'Bearer realm="runtime-neural-pruning"'})
+
+
+class Forbidden(ServiceError):
+    """A caller's key where an operator's is needed."""
+
+    status, code = 403, "forbidden"
+
+
 class NotFound(ServiceError):
     """No such path."""
 
@@ -65,6 +93,25 @@ class MethodNotAllowed(ServiceError):
     """The path exists, the method does not."""
 
     status, code = 405, "method_not_allowed"
+
+
+class BodyTooSlow(ServiceError):
+    """A body that comes too slowly; what is still to come of it is not waited for."""
+
+    status, code = 408, "body_too_slow"
+    headers = MappingProxyType({"Connection": "close"})
+
+
+class HeadersTooSlow(ServiceError):
+    """A request whose headers were not complete in time."""
+
+    status, code = 408, "headers_too_slow"
+
+
+class DefaultModel(ServiceError):
+    """The default model, which cannot be unloaded."""
+
+    status, code = 409, "default_model"
 
 
 class BodyTooLarge(ServiceError):
@@ -109,6 +156,12 @@ class UnknownModel(BadParameter):
     code = "unknown_model"
 
 
+class UnknownPath(UnknownModel):
+    """The same where the path names it, not a parameter."""
+
+    status = 404
+
+
 class MissingPart(BadParameter):
     """A multipart body without a part named `file`."""
 
@@ -127,6 +180,12 @@ class CapTooLow(BadParameter):
     code = "cap_too_low"
 
 
+class BadBundle(ServiceError):
+    """A bundle on disk that cannot be served."""
+
+    status, code = 422, "bad_bundle"
+
+
 class QueueFull(ServiceError):
     """More images are waiting than allowed."""
 
@@ -141,6 +200,22 @@ class ClientGone(ServiceError):
     """The client hung up before its answer; nobody reads this one."""
 
     status, code = 499, "client_gone"
+
+
+class RateLimited(ServiceError):
+    """More images than the client may send in this time."""
+
+    status, code = 429, "rate_limited"
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(wait_s))
+
+
+class HeadersTooLarge(ServiceError):
+    """More bytes of headers than allowed."""
+
+    status, code = 431, "headers_too_large"
 
 
 class InternalError(ServiceError):
@@ -163,6 +238,12 @@ class Draining(ServiceError):
     """The service is about to stop; what is in flight is finished."""
 
     status, code, retry_after_s = 503, "draining", 1
+
+
+class TooManyConnections(ServiceError):
+    """Every connection that the service may hold is busy with a request."""
+
+    status, code, retry_after_s = 503, "too_many_connections", 1
 
 
 class DeadlineUnreachable(ServiceError):

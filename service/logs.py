@@ -1,4 +1,4 @@
-"""Logs as one JSON object per line, each with the id of the request it belongs to."""
+"""Logs as one JSON object per line, each with the id and the key's name of its request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
+
+from service.notes import NOTES
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -27,6 +29,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
+        if (notes := NOTES.get()) and notes.key:
+            line["key"] = notes.key
         line.update({k: v for k, v in vars(record).items() if k not in _STANDARD})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

@@ -1,10 +1,14 @@
-"""Prometheus metrics, in a registry of the app's own; all series exist from the start, at zero."""
+"""Prometheus metrics, in a registry of the app's own.
+
+All series exist from the start, at zero, and those of a model while it is served.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,12 +30,14 @@ STAGES = ("decode_queue", "decode", "queue", "inference")
 _SECONDS = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))
 _FLOPS = tuple(float(m * 10**e) for e in range(6, 11) for m in (1, 2, 5))
 _FRACTIONS = (*(n / 20 for n in range(1, 21)), 1.25, 1.5, 2.0)
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
+
 _SIZES = tuple(2**n for n in range(8))
 
 
 @dataclass
 class Totals:
-    """What one model did since the start, as the Open Inference Protocol tells it."""
+    """What one model did since it was loaded, as the Open Inference Protocol tells it."""
 
     images: int = 0
     failed: int = 0
@@ -65,6 +71,7 @@ class ModelMetrics:
         error: Callable[[], float],
     ) -> None:
         self.totals = Totals()
+        self._metrics, self._name = metrics, card.name
         name = card.name
         self._full_macs = card.table().full
         self._images = metrics.images.labels(name)
@@ -79,6 +86,14 @@ class ModelMetrics:
         metrics.budget_error.labels(name).set_function(error)
         self.abandoned = metrics.abandoned.labels(name)
         self._by = {by: metrics.budget_by.labels(name, by) for by in BUDGET_BY}
+
+    def remove(self, successor: ModelMetrics | None = None) -> None:
+        """Let the series vanish, but for those that a successor of the same name goes on with."""
+        kept = len(successor._groups) if successor else 0
+        for layer in range(kept, len(self._groups)):
+            self._metrics.layer_groups.remove(self._name, layer)
+        if successor is None:
+            self._metrics.remove_model(self._name)
 
     def observe(self, answer: Answer, decode_s: float = 0.0) -> None:
         """Count one classified image."""
@@ -99,6 +114,7 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
+        self._by_model: list[Counter | Gauge | Histogram] = []
         self.requests = self._counter("requests", "Requests answered", "route", "code")
         self.rejected = self._counter("rejected", "Requests or parts refused", "reason")
         self.images = self._counter("images", "Images classified", "model")
@@ -149,17 +165,28 @@ class Metrics:
         self.batch_size.observe(size)
         self.inference_seconds.observe(seconds)
 
+    def remove_model(self, name: str) -> None:
+        """Let all series of a model vanish."""
+        for metric in self._by_model:
+            metric.remove_by_labels({"model": name})
+
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"rnp_{name}", text, labels, registry=self.registry)
+        return self._kept(Counter(f"rnp_{name}", text, labels, registry=self.registry), labels)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"rnp_{name}", text, labels, registry=self.registry)
+        return self._kept(Gauge(f"rnp_{name}", text, labels, registry=self.registry), labels)
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        return Histogram(
+        histogram = Histogram(
             f"rnp_{name}", text, labels, registry=self.registry, buckets=tuple(buckets)
         )
+        return self._kept(histogram, labels)
+
+    def _kept(self, metric: Kind, labels: tuple[str, ...]) -> Kind:
+        if "model" in labels:
+            self._by_model.append(metric)
+        return metric

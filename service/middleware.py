@@ -6,6 +6,8 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,24 +15,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import InternalError
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
+from service.notes import NOTES, Notes
 from service.routes.errors import error_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
 
 # Routes that machines ask every few seconds; their lines would bury the others.
-_QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _OTHER = "other"
+_SHOWN_PATH = 200
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """ASGI middleware; an `X-Request-ID` that is not plain or too long is replaced."""
+    """ASGI middleware; an `X-Request-ID` that is not plain or too long is replaced.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    While the service is `leaving`, every answer closes its connection: on one that stays open, a
+    request could be under way when the server closes it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, leaving: Callable[[], bool] = lambda: False
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and observe it."""
@@ -38,7 +49,9 @@ class Observer:
             await self._app(scope, receive, send)
             return
         started, request_id = time.perf_counter(), _request_id(scope)
+        notes = Notes(trace_id=scope.get("state", {}).get("trace_id"))
         REQUEST_ID.set(request_id)
+        NOTES.set(notes)
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
         status = 0
 
@@ -46,7 +59,10 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if self._leaving():
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
@@ -55,25 +71,40 @@ class Observer:
             logger.exception("request failed")
             if status:
                 raise
+            notes.code = InternalError.code
             self._metrics.rejected.labels(InternalError.code).inc()
             await _internal_error(request_id, scope["path"])(scope, receive, send_with_id)
         finally:
-            self._observe(scope, status, time.perf_counter() - started)
+            self._observe(scope, notes, status, time.perf_counter() - started)
 
-    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+    def _observe(self, scope: Scope, notes: Notes, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _OTHER)
         self._metrics.requests.labels(route, status).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         logger.log(
-            logging.DEBUG if route in _QUIET else logging.INFO,
+            logging.DEBUG if route in QUIET else logging.INFO,
             "request",
             extra={
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["path"][:_SHOWN_PATH],
                 "status": status,
                 "seconds": round(seconds, 6),
+                **_noted(notes),
             },
         )
+
+
+def _noted(notes: Notes) -> dict[str, Any]:
+    """What is known of a request; the key's name is in every line of it anyway."""
+    fields: dict[str, Any] = {"code": notes.code, "trace_id": notes.trace_id}
+    if notes.images:
+        fields |= {
+            "model": notes.model,
+            "images": len(notes.images),
+            "budget": notes.budget,
+            "fraction": round(notes.fraction, 4),
+        }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _internal_error(request_id: str, path: str) -> ASGIApp:

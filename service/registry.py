@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 
 from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
 from models.compute import MacTable
@@ -14,23 +19,57 @@ from service.costs import CostTable
 from service.engines.base import Engine
 from service.errors import BudgetTooLow, CapTooLow
 from service.estimate import Estimate
-from service.metrics import Metrics
+from service.metrics import Metrics, ModelMetrics
 from service.planner import Planner
 from service.settings import Settings
 
 
+class Uses:
+    """Requests that hold a model; for the event loop, not for threads."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def ended(self) -> None:
+        """Wait until no request holds the model."""
+        await self._none.wait()
+
+
 @dataclass(frozen=True)
 class ServedModel:
-    """A bundle and what runs it; `costs` is what it takes, if that was measured."""
+    """A bundle and what runs it; `costs` is what it takes, if that was measured.
+
+    Attributes:
+        digest: SHA-256 of the bundle, which tells apart two of the same name.
+    """
 
     card: Card
+    digest: str
     table: MacTable
     min_fraction: float
     min_cap: float
     engine: Engine
     planner: Planner
     batcher: Batcher
+    metrics: ModelMetrics
     costs: CostTable | None = None
+    uses: Uses = field(default_factory=Uses)
 
     def check(self, budget: float | None, cap: float | None) -> None:
         """Check what a request asks for.
@@ -94,18 +133,37 @@ def serve_bundle(
         max_queue=settings.max_queue,
         on_batch=metrics.observe_batch,
     )
-    table, least, min_cap = card.table(), card.min_fraction, card.min_cap
-    return ServedModel(card, table, least, min_cap, engine, planner, batcher, costs)
+    return ServedModel(
+        card,
+        bundle.digest,
+        card.table(),
+        card.min_fraction,
+        card.min_cap,
+        engine,
+        planner,
+        batcher,
+        ModelMetrics(
+            metrics,
+            card,
+            lambda: planner.in_force(idle=not batcher.depth),
+            lambda: planner.correction.error,
+        ),
+        costs,
+    )
 
 
-def read_bundles(directory: Path) -> dict[str, Bundle]:
+def read_bundles(directory: Path, children: Sequence[str] = ()) -> dict[str, Bundle]:
     """Read and verify every bundle of a directory, by name.
+
+    Args:
+        children: the bundles' own directories, if not all.
 
     Raises:
         BundleError: there is none, one is not whole, or two have the same name.
     """
     bundles: dict[str, Bundle] = {}
-    for path in sorted(card.parent for card in directory.glob(f"[!.]*/{CARD}")):
+    found = sorted(card.parent for card in directory.glob(f"[!.]*/{CARD}"))
+    for path in [_child(directory, child) for child in children] or found:
         bundle = read_bundle(path)
         name = bundle.card.name
         if name in bundles:
@@ -114,3 +172,59 @@ def read_bundles(directory: Path) -> dict[str, Bundle]:
     if not bundles:
         raise BundleError(f"{directory} holds no bundle: set RNP_BUNDLES to a directory with one")
     return bundles
+
+
+def bundle_names(directory: Path) -> dict[Path, str]:
+    """The bundles of a directory by path, named as their cards say; nothing is verified.
+
+    Those whose card cannot be read, or lies elsewhere by a link, are left out.
+    """
+    root, names = directory.resolve(), {}
+    for card in sorted(directory.glob(f"[!.]*/{CARD}")):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+            name = json.loads(card.read_bytes())["name"]
+            if isinstance(name, str) and card.resolve().is_relative_to(root):
+                names[card.parent] = name
+    return names
+
+
+def find_bundle(directory: Path, name: str, child: str | None = None) -> Bundle:
+    """Read and verify the bundle of this name.
+
+    Args:
+        directory: nothing outside it is read.
+        child: the directory in it that holds the bundle; absent, the one whose card has the name.
+
+    Raises:
+        BundleError: there is none, or more than one, or it is not whole or has another name.
+    """
+    path = _path_of(directory, name) if child is None else _child(directory, child)
+    bundle = read_bundle(path)
+    if bundle.card.name != name:
+        raise BundleError(f"bundle {path} is named {bundle.card.name!r}")
+    return bundle
+
+
+def _path_of(directory: Path, name: str) -> Path:
+    names = bundle_names(directory)
+    found = [path for path, card_name in names.items() if card_name == name]
+    if len(found) > 1:
+        raise BundleError(
+            f"{' and '.join(path.name for path in found)} have this name: say which by its path"
+        )
+    if found:
+        return found[0]
+    if name in (path.name for path in directory.iterdir()):
+        return _child(directory, name)
+    known = ", ".join(sorted(set(names.values())))
+    raise BundleError(f"{directory} has no bundle of this name: choose one of {known}")
+
+
+def _child(directory: Path, child: str) -> Path:
+    """A directory's own child: no way leads out of it, by `..` or by a link."""
+    if not child or child.startswith(".") or Path(child).name != child or "\0" in child:
+        raise BundleError(f"path is {child!r}: it must be the plain name of a directory")
+    path = directory / child
+    if not (path / CARD).resolve().is_relative_to(directory.resolve()):
+        raise BundleError(f"path is {child!r}: it leads out of {directory}")
+    return path

@@ -150,7 +150,7 @@ class CurvePoint(BaseModel):
 
 
 class CostPoint(BaseModel):
-    """What a batch was measured to take on this machine when the service started."""
+    """What a batch was measured to take on this machine when the model was loaded."""
 
     budget: float
     batch: int = Field(description="images that run together")
@@ -162,6 +162,7 @@ class Model(BaseModel):
 
     name: str
     default: bool
+    digest: str = Field(description="SHA-256 of the bundle")
     labels: list[str]
     full_macs: int
     min_fraction: float = Field(description="the lowest budget that can be reached")
@@ -177,6 +178,18 @@ class Model(BaseModel):
         "images or so"
     )
     costs: list[CostPoint] = Field(description="by budget and batch; empty if not measured")
+
+
+class BundlePath(BaseModel):
+    """Where the bundle of a model lies."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(
+        None,
+        description="a directory's name in the bundles' directory; absent: the one whose card has "
+        "the model's name",
+    )
 
 
 class Models(BaseModel):

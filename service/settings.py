@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 
@@ -30,6 +30,9 @@ class Settings(BaseSettings):
 
     bundles: Path = Field(
         default=Path(models.__path__[0]) / "bundles", description="directory of bundle directories"
+    )
+    load: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="directories to load at start, separated by commas; else all"
     )
     model: str | None = Field(default=None, description="default bundle; else the first by name")
     engine: Literal["auto", "onnx", "torch", "triton"] = "auto"
@@ -63,9 +66,47 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
     max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
     decode_threads: int = Field(default=2, ge=1)
+    lame_duck_s: float = Field(
+        default=0, ge=0, description="seconds from SIGTERM in which /readyz says no, but all answer"
+    )
     drain_s: int = Field(
         default=30, ge=0, description="seconds that requests in flight get at a stop"
     )
+
+    api_keys_file: Path | None = Field(
+        default=None, description="name:sha256 a line, of keys for callers; needs a key from all"
+    )
+    operator_keys_file: Path | None = Field(
+        default=None, description="the same of operators, who may also change things"
+    )
+    rate_per_s: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="images per key, else per address"
+    )
+    rate_burst: int = Field(default=32, ge=1, description="images that may come at once")
+    cors_origins: str = Field(default="", description="web origins, by commas; * for all")
+    trusted_proxies: str = Field(
+        default="", description="addresses, by commas, whose X-Forwarded-For is believed"
+    )
+
+    header_timeout_s: float = Field(default=10, gt=0, description="until headers are complete")
+    max_header_bytes: int = Field(default=32 * 2**10, ge=1024)
+    body_timeout_s: float = Field(default=20, gt=0, description="waited for a body in all, plus")
+    body_bytes_per_s: float = Field(default=10_000, gt=0, description="a second per so many bytes")
+    send_timeout_s: float = Field(default=20, gt=0, description="for an answer to be taken")
+    keep_alive_s: int = Field(default=5, ge=0, description="an idle connection is kept open")
+    max_connections: int = Field(default=500, ge=1)
+
+    otlp_endpoint: str | None = Field(
+        default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
+        description="URL of a collector, to which traces go",
+    )
+
+    @field_validator("load", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name for part in value.split(",") if (name := part.strip()))
 
     @model_validator(mode="after")
     def _parts_fit_queue(self) -> Settings:
@@ -85,6 +126,11 @@ class Settings(BaseSettings):
                 f"{PREFIX}MAX_BODY_BYTES {self.max_body_bytes}: such a body could never be held"
             )
         return self
+
+
+def listed(value: str) -> list[str]:
+    """What a setting lists between commas."""
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def load_settings() -> Settings:

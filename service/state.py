@@ -1,26 +1,24 @@
-"""What an app is made of, and its life: starting, ready, draining."""
+"""What an app is made of, and its life: starting, ready, leaving, draining."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
-from models.bundle import Bundle
-from service import costs
 from service.budget import Auto, Budget, Fixed
-from service.engines import create_engine
 from service.engines.base import Engine
-from service.errors import Draining, Starting, UnknownModel
+from service.errors import DefaultModel, Draining, Starting
 from service.inflight import Inflight
-from service.metrics import Metrics, ModelMetrics
-from service.registry import ServedModel, read_bundles, serve_bundle
+from service.loader import Loader
+from service.metrics import Metrics
+from service.registry import ServedModel, read_bundles
 from service.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -29,9 +27,13 @@ logger = logging.getLogger(__name__)
 class Service:
     """Everything that the routes share.
 
+    Attributes:
+        phase: `leaving` says that others should be asked, while whoever asks is still answered.
+
     Args:
         settings: read once.
-        engine: runs the default bundle in place of the engine that the settings choose.
+        engine: runs the default bundle, until it is replaced, in place of the engine that the
+            settings choose.
 
     Raises:
         BundleError: a bundle cannot be served.
@@ -40,47 +42,55 @@ class Service:
 
     def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
-        self.bundles = read_bundles(settings.bundles)
-        self.default = _default(settings.model, list(self.bundles))
+        bundles = read_bundles(settings.bundles, settings.load)
+        self.default = _default(settings.model, sorted(bundles))
         self.budget = Budget(start_mode(settings))
         self.metrics = Metrics()
-        self.model_metrics = {
-            name: ModelMetrics(
-                self.metrics,
-                bundle.card,
-                partial(self.budget_in_force, name),
-                partial(self._budget_error, name),
-            )
-            for name, bundle in self.bundles.items()
-        }
-        self.metrics.queue_depth.set_function(self._queue_depth)
-        self.models: dict[str, ServedModel] = {}
+        given = {self.default: engine} if engine else {}
+        self.loader = Loader(settings, self.metrics, self.budget, bundles, given)
+        self.metrics.queue_depth.set_function(lambda: self.loader.depth)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         self.inflight = Inflight(settings.max_inflight_bytes)
         self.metrics.inflight_bytes.set_function(lambda: self.inflight.held)
         # Python has no public count of what an executor has yet to begin.
         self.metrics.decode_queue.set_function(self.decoders._work_queue.qsize)
-        self.phase: Literal["starting", "ready", "draining"] = "starting"
+        self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self._engine = engine
-        self._loader = threading.Thread(target=self._load, name="loader")
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What is served now, by name; the mapping itself never changes."""
+        return self.loader.served
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the service is about to stop."""
+        return self.phase in ("leaving", "draining")
 
     def start(self) -> None:
         """Load the engines in the background; `phase` tells when they are ready."""
-        self._loader.start()
+        self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    def leave(self) -> None:
+        """Say that the service is about to stop, but answer whoever asks."""
+        if self.phase == "ready":
+            self.phase = "leaving"
 
     def drain(self) -> None:
         """Take no more requests; those in flight are finished."""
         self.phase = "draining"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Answer what is queued and stop all threads."""
         self.drain()
-        self._loader.join()
-        for model in self.models.values():
-            model.batcher.close()
-        self.decoders.shutdown()
+        if self._starting:
+            self._starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._starting
+        await self.loader.close()
+        await asyncio.to_thread(self.decoders.shutdown)
 
     def check_ready(self) -> None:
         """Refuse work before and after the time for it.
@@ -91,36 +101,61 @@ class Service:
         if self.phase == "starting":
             raise Starting("the bundles are being loaded: try again in a moment")
         if self.phase == "draining":
-            raise Draining("the service is stopping: ask another one, or again later")
+            raise _stopping()
+
+    def check_staying(self) -> None:
+        """Refuse as `check_ready` does, and already when the service is about to stop.
+
+        Raises:
+            Starting, Draining: not ready yet, or not for long.
+        """
+        self.check_ready()
+        if self.leaving:
+            raise _stopping()
 
     def model(self, name: str | None) -> ServedModel:
         """The model of this name, or the default one.
 
+        After the next `await` it may be served no more, unless it is held: `with model.uses`.
+
         Raises:
-            UnknownModel: no bundle has this name.
+            UnknownModel: none of this name is served.
         """
-        found = self.models.get(self.default if name is None else name)
-        if found is None:
-            known = ", ".join(sorted(self.models))
-            raise UnknownModel(f"model is {name!r}: choose one of {known}")
-        return found
+        return self.loader.find(self.default if name is None else name)
 
-    def budget_in_force(self, name: str) -> float:
-        """What a request to this model gets that names no budget."""
-        model = self.models.get(name)
-        if model is None:
-            return self.budget.of(self.bundles[name].card.min_fraction)
-        return model.budget_in_force
+    @property
+    def budget_in_force(self) -> float:
+        """What a request to the default model gets that names no budget."""
+        model = self.models.get(self.default)
+        return model.budget_in_force if model else self.budget.of(0)
 
-    def _budget_error(self, name: str) -> float:
-        model = self.models.get(name)
-        return model.planner.correction.error if model else 0.0
+    async def load(self, name: str, directory: str | None = None) -> ServedModel:
+        """Serve a bundle that lies on disk, in place of what had the name.
 
-    def _load(self) -> None:
+        Raises:
+            ServiceError: not ready, or the bundle cannot be served.
+        """
+        self.check_ready()
+        return await self.loader.load(name, directory)
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more.
+
+        Raises:
+            ServiceError: not ready, none of this name is served, or it is the default one.
+        """
+        self.check_ready()
+        if name == self.default:
+            raise DefaultModel(
+                f"{name} is the default model, which requests take that name none: "
+                "it can be replaced but not unloaded"
+            )
+        await self.loader.unload(name)
+
+    async def _start(self) -> None:
         started = time.perf_counter()
         try:
-            for name, bundle in self.bundles.items():
-                self.models[name] = self._serve(name, bundle)
+            await self.loader.start()
         except Exception as error:
             logger.exception("the bundles cannot be loaded")
             self.failure = error
@@ -129,24 +164,12 @@ class Service:
         if self.phase == "starting":
             self.phase = "ready"
         logger.info(
-            "ready", extra={"models": sorted(self.models), "seconds": time.perf_counter() - started}
+            "ready", extra={"models": list(self.models), "seconds": time.perf_counter() - started}
         )
 
-    def _serve(self, name: str, bundle: Bundle) -> ServedModel:
-        if self._engine is not None and name == self.default:
-            return serve_bundle(bundle, self._engine, self.settings, self.metrics, self.budget)
-        engine = create_engine(
-            bundle,
-            self.settings.engine,
-            threads=self.settings.threads,
-            cache_dir=self.settings.cache_dir,
-        )
-        # Before its queue takes requests, which would be measured too.
-        table = costs.measure(engine, bundle.card)
-        return serve_bundle(bundle, engine, self.settings, self.metrics, self.budget, table)
 
-    def _queue_depth(self) -> float:
-        return sum(model.batcher.depth for model in self.models.values())
+def _stopping() -> Draining:
+    return Draining("the service is stopping: ask another one, or again later")
 
 
 def start_mode(settings: Settings) -> Fixed | Auto:

@@ -26,8 +26,8 @@ MOST_GROWTH_BYTES = 32 * 2**20
 _SAMPLE_S = 0.2
 # A deadline that cannot be kept: a refusal like those of 4xx.
 _LATE = 504
-# Said by the server below the service, of bytes that a target or a header cannot hold.
-_NOT_HTTP = b"Invalid HTTP request received."
+# Said of bytes that a target or a header cannot hold, before it is known what they ask for.
+_NO_HTTP = "bad_http"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def fault(shot: Shot, reply: Reply) -> str | None:
         return f"took {reply.seconds:.1f} s"
     if reply.status >= 500 and reply.status != _LATE:
         return f"status {reply.status}: {reply.body[:200]!r}"
-    if not shot.framed or reply.body == _NOT_HTTP:
+    if not shot.framed:
         return None
     if not reply.status:
         return "no answer"
@@ -99,6 +99,8 @@ def fault(shot: Shot, reply: Reply) -> str | None:
             found = json.loads(reply.body)
             if not found["error"] or len(found["error"]) > 1000:
                 return f"a refusal of {len(found['error'])} characters"
+            if found.get("code") == _NO_HTTP:
+                return None
             if set(found) != ({"error"} if b"/v2/" in shot.head[:12] else {"error", "code"}):
                 return f"a refusal with {sorted(found)}"
         except (ValueError, KeyError, TypeError):

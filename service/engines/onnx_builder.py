@@ -1,11 +1,10 @@
 """Builds a bundle's ONNX graphs.
 
-For an agent that runs whole paths: a graph of each, which also tells what the agent expects of the
-later ones. An agent that decides layer by layer is inside its
-graph, which runs one image with no Python between layers: a layer is a tree of `If` nodes over its
-input and output width, whose leaves hold the folded weights of that pair as constants, so that the
-runtime packs them once. A leaf also encodes its own maps for the agent, whose slice is constant
-there.
+For an agent that runs whole paths: one graph with a branch for each, which also tells what the
+agent expects of the later ones. An agent that decides layer by layer is inside its graph, which
+runs one image with no Python between layers: a layer is a tree of `If` nodes over its input and
+output width, whose leaves hold the folded weights of that pair as constants, so that the runtime
+packs them once. A leaf also encodes its own maps for the agent, whose slice is constant there.
 
 Inside the graphs widths count from 0, so that they index tables.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from models.bundle import Bundle
@@ -34,26 +34,34 @@ def path_graph(bundle: Bundle, path: Sequence[int]) -> OnnxGraph:
     return wiring.scope.finish([wiring.network.image("N")], [wiring.network.logits("N")])
 
 
-def look_graph(bundle: Bundle, number: int) -> OnnxGraph:
-    """One of the agent's paths, and what each later one is expected to gain over it.
+def paths_graph(bundle: Bundle) -> OnnxGraph:
+    """The network along that of the agent's paths which is asked for.
 
-    Inputs: image (N, 3, H, W) float32, penalty (N,) float32.
-    Outputs: logits (N, C) float32, gain (N, M - 1 - number) float32.
+    Inputs: image (N, 3, H, W) float32, penalty (N,) float32, and path (1,) int64: its number.
+    Outputs: logits (N, C) float32, and gain (N, M - 1 - path) float32: what each later path is
+        expected to gain over it, or of no size where the agent does not decide.
     """
-    wiring, paths = _Wiring(bundle), bundle.card.agent.paths
-    logits, maps = wiring.along(paths[number])
-    gain = write_gain(wiring.scope, bundle, number, logits, maps)
-    wiring.scope.rename(logits, "logits")
-    wiring.scope.rename(gain, "gain")
+    wiring, agent = _Wiring(bundle), bundle.card.agent
+
+    def write(scope: Scope, number: int) -> list[str]:
+        logits, maps = _Wiring(bundle, scope).along(agent.paths[number])
+        if number >= agent.deciding:
+            return [logits, scope.constant(np.empty((0, 0)))]
+        return [logits, write_gain(scope, bundle, number, logits, maps)]
+
+    outputs: list[Output] = [
+        (TensorProto.FLOAT, [None, wiring.config.classes]),
+        (TensorProto.FLOAT, [None, None]),
+    ]
+    # Most images are run along the first path, and its time is the shortest.
+    wiring.scope.choose_early("path", len(agent.paths), write, outputs, ["logits", "gain"])
     inputs = [
         wiring.network.image("N"),
         helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N"]),
+        helper.make_tensor_value_info("path", TensorProto.INT64, [1]),
     ]
-    outputs = [
-        wiring.network.logits("N"),
-        helper.make_tensor_value_info("gain", TensorProto.FLOAT, ["N", len(paths) - 1 - number]),
-    ]
-    return wiring.scope.finish(inputs, outputs)
+    gain = helper.make_tensor_value_info("gain", TensorProto.FLOAT, [None, None])
+    return wiring.scope.finish(inputs, [wiring.network.logits("N"), gain])
 
 
 def pruned_graph(bundle: Bundle) -> OnnxGraph:
@@ -82,8 +90,8 @@ def pruned_graph(bundle: Bundle) -> OnnxGraph:
 class _Wiring:
     """A network whose widths are known, or are decided on the way."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.scope = Scope()
+    def __init__(self, bundle: Bundle, scope: Scope | None = None) -> None:
+        self.scope = scope or Scope()
         self.network = NetworkWriter(bundle)
         self.config = bundle.card.backbone
         full = self.config.groups - 1

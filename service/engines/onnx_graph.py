@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +14,12 @@ import onnxruntime as ort
 from models.bundle import Bundle
 from models.compute import cap_macs, look_price, path_macs
 from service.engines.base import Floats, Integers, Result
-from service.engines.onnx_builder import look_graph, path_graph, pruned_graph
+from service.engines.onnx_builder import path_graph, paths_graph, pruned_graph
 from service.engines.onnx_cache import Build, graph_file
+
+# How long a thread without work spins before it sleeps: as long as it takes to begin the next path.
+# What goes beyond is taken from decoding, HTTP and other programs; see docs/performance.md.
+SPIN_US = 200
 
 # Makes a session of a graph, which has this name in the cache.
 Load = Callable[[str, Build], ort.InferenceSession]
@@ -32,15 +36,15 @@ class OnnxEngine:
         """Build the graphs, or take them from the cache.
 
         Args:
-            threads: that one operation may use; by default as many as there are cores.
+            threads: that one operation may use, the caller's own among them; by default as many as
+                there are cores.
             cache_dir: where built graphs are kept for the next start; by default nowhere.
         """
         self._layers = bundle.card.backbone.n_layers
         self._classes = bundle.card.backbone.classes
         self._table = bundle.card.table()
         load = partial(_session, bundle, threads, cache_dir)
-        self._plain = _along(load, [self._table.groups] * self._layers)
-        self._pruned: _Pruned = (_ByLooks if bundle.card.agent.paths else _ByLayer)(bundle, load)
+        self._network: _Network = (_ByLooks if bundle.card.agent.paths else _ByLayer)(bundle, load)
 
     def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
@@ -50,13 +54,13 @@ class OnnxEngine:
             return self._whole(images)
         limits = cap_macs(cap, self._table.full)
         if not plain.any():
-            return self._pruned.run(images, penalty, limits)
+            return self._network.run(images, penalty, limits)
         logits = np.empty((len(images), self._classes), np.float32)
         widths = np.empty((len(images), self._layers), np.int64)
         macs = np.empty(len(images), np.int64)
         parts = [
             (plain, self._whole(images[plain])),
-            (~plain, self._pruned.run(images[~plain], penalty[~plain], limits[~plain])),
+            (~plain, self._network.run(images[~plain], penalty[~plain], limits[~plain])),
         ]
         for rows, part in parts:
             logits[rows], widths[rows], macs[rows] = part.logits, part.widths, part.macs
@@ -64,14 +68,17 @@ class OnnxEngine:
 
     def _whole(self, images: Floats) -> Result:
         """Answers of the plain network."""
-        (logits,) = self._plain.run(["logits"], {"image": images})
         n = len(images)
         widths = np.full((n, self._layers), self._table.groups, np.int64)
-        return Result(logits, widths, np.full(n, self._table.full, np.int64))
+        return Result(self._network.whole(images), widths, np.full(n, self._table.full, np.int64))
 
 
-class _Pruned(Protocol):
-    """Runs images along the paths that an agent chooses."""
+class _Network(Protocol):
+    """Runs images whole, or along the paths that an agent chooses."""
+
+    def whole(self, images: Floats) -> Floats:
+        """Logits of the whole network."""
+        ...
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
         """Answers for images, penalties (N,) and most MACs (N,)."""
@@ -79,17 +86,21 @@ class _Pruned(Protocol):
 
 
 class _ByLooks:
-    """All images along the first path, then those that go on to another as one batch along it."""
+    """All images along the first path, then those that go on to another as one batch along it.
+
+    The paths are branches of one graph, and so share the threads of one session. Threads of other
+    sessions would sleep when an image goes on to their path, or keep a core by spinning before.
+    """
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
         table, agent = bundle.card.table(), bundle.card.agent
         self._paths, self._macs = np.array(agent.paths, np.int64), np.array(table.looks, np.int64)
-        self._price = look_price(table)
-        self._looks = [
-            load(f"look-{number}", partial(look_graph, number=number))
-            for number in range(agent.deciding)
-        ]
-        self._ends = [_along(load, path) for path in agent.paths[agent.deciding :]]
+        self._price, self._deciding = look_price(table), agent.deciding
+        self._session = load("paths", paths_graph)
+        self._numbers = np.arange(len(self._paths))[:, None]
+
+    def whole(self, images: Floats) -> Floats:
+        return self._along(len(self._paths) - 1, images, np.zeros(len(images), np.float32))[0]
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
         logits, chosen = self._run(0, images, penalty, limits - self._macs[0])
@@ -107,12 +118,16 @@ class _ByLooks:
         self, number: int, images: Floats, penalty: Floats, left: Integers
     ) -> tuple[Floats, Integers]:
         """Logits along a path, and the path chosen after it: a later one, or itself to stop."""
-        if number >= len(self._looks):
-            (logits,) = self._ends[number - len(self._looks)].run(["logits"], {"image": images})
+        logits, gain = self._along(number, images, penalty)
+        if number >= self._deciding:
             return logits, np.full(len(images), number)
-        inputs = {"image": images, "penalty": penalty}
-        logits, gain = self._looks[number].run(["logits", "gain"], inputs)
         return logits, number + self._choose(number, gain, penalty, left)
+
+    def _along(self, number: int, images: Floats, penalty: Floats) -> tuple[Floats, Floats]:
+        """Logits along a path, and what each later one is expected to gain."""
+        inputs = {"image": images, "penalty": penalty, "path": self._numbers[number]}
+        logits, gain = self._session.run(["logits", "gain"], inputs)
+        return logits, gain
 
     def _choose(self, number: int, gain: Floats, penalty: Floats, left: Integers) -> Integers:
         """How many paths (N,) to go on by the best of those that the MACs allow, 0 to stop."""
@@ -129,6 +144,12 @@ class _ByLayer:
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
         self._session, self._table = load("pruned", pruned_graph), bundle.card.table()
+        whole = [self._table.groups] * bundle.card.backbone.n_layers
+        self._plain = load("whole", partial(path_graph, path=whole))
+
+    def whole(self, images: Floats) -> Floats:
+        logits: Floats = self._plain.run(["logits"], {"image": images})[0]
+        return logits
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
         answers = [
@@ -147,19 +168,13 @@ class _ByLayer:
         return Result(np.concatenate(logits), widths, path_macs(widths, self._table, agent=True))
 
 
-def _along(load: Load, path: Sequence[int]) -> ort.InferenceSession:
-    name = "-".join(["path", *map(str, path)])
-    return load(name, partial(path_graph, path=path))
-
-
 def _session(
     bundle: Bundle, threads: int | None, cache_dir: Path | None, name: str, build: Build
 ) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # Idle threads would otherwise spin on, on the cores that decoding and HTTP need.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     # Branches of an `If` differ in shape, about which the runtime would warn.
     options.log_severity_level = 3
     with graph_file(bundle, name, build, cache_dir) as path:

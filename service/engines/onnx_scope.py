@@ -135,19 +135,44 @@ class Scope:
 
         if isinstance(width, int):
             return branch(self, width)
-        return self._halve(width, range(groups), branch, outputs)
+        return self._branch(width, range(groups), branch, outputs, lambda part: len(part) // 2)
 
-    def _halve(
-        self, index: str, cases: range, branch: Branch, outputs: Sequence[Output]
+    def choose_early(
+        self,
+        index: str,
+        cases: int,
+        branch: Branch,
+        outputs: Sequence[Output],
+        names: Sequence[str],
+    ) -> None:
+        """Run one of two or more branches, the sooner the lower its number.
+
+        Args:
+            index: the name of the number, one int64.
+            branch: called as branch(scope, number) for every number; returns its outputs.
+            outputs: what these are. names: by which they are known outside the graph.
+        """
+        self._branch(index, range(cases), branch, outputs, lambda part: 1)
+        # Nodes that rename would take as long as the choice.
+        self._nodes[-1].output[:] = names
+
+    def _branch(
+        self,
+        index: str,
+        cases: range,
+        branch: Branch,
+        outputs: Sequence[Output],
+        low: Callable[[range], int],
     ) -> list[str]:
+        """A tree of branches; `low` tells how many of some cases are on the lower side."""
         if len(cases) == 1:
             return branch(self, cases[0])
-        half = len(cases) // 2
-        is_high = self.op("GreaterOrEqual", index, self.constant([cases[half]], np.int64))
+        n_low = low(cases)
+        is_high = self.op("GreaterOrEqual", index, self.constant([cases[n_low]], np.int64))
         branches = {}
-        for key, part in (("else_branch", cases[:half]), ("then_branch", cases[half:])):
+        for key, part in (("else_branch", cases[:n_low]), ("then_branch", cases[n_low:])):
             scope = Scope(self._model)
-            names = scope._halve(index, part, branch, outputs)
+            names = scope._branch(index, part, branch, outputs, low)
             values = [
                 helper.make_tensor_value_info(name, *output)
                 for name, output in zip(names, outputs, strict=True)

@@ -6,7 +6,6 @@ import functools
 import importlib.metadata
 from typing import Any
 
-from service.metrics import Totals
 from service.protocol.specs import VERSION, input_specs, output_specs
 from service.protocol.tensors import Spec
 from service.registry import ServedModel
@@ -16,6 +15,8 @@ _EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "statistics",
 )
@@ -71,9 +72,9 @@ def model_config(model: ServedModel, max_images: int) -> Json:
     }
 
 
-def model_statistics(model: ServedModel, totals: Totals) -> Json:
-    """What a model did since the start, over /classify too; every image counts as a request."""
-    images = totals.images
+def model_statistics(model: ServedModel) -> Json:
+    """What a model did since it was loaded, over /classify too; each image counts as a request."""
+    totals, images = model.metrics.totals, model.metrics.totals.images
     return {
         "name": model.card.name,
         "version": VERSION,

@@ -26,7 +26,7 @@ async def get_budget(service: ServiceDep) -> FixedBudget | FollowingBudget:
     "/budget",
     summary="Put a budget in force",
     response_model=FixedBudget | FollowingBudget,
-    responses=error_docs(422),
+    responses=error_docs(422, 503),
 )
 async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | FollowingBudget:
     """Set the budget of requests that name none, from the next one on.
@@ -34,12 +34,13 @@ async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | Fo
     In the mode `auto` it follows the load: as much compute as lets requests be answered within
     `target_p95_ms`, but no less than `floor`. A budget that a request names is then an upper bound.
     """
-    card = service.bundles[service.default].card
+    service.check_ready()
+    model = service.model(None)
     if isinstance(wanted, FixedBudget):
-        check_budget(card.name, wanted.budget, card.min_fraction)
+        check_budget(model.card.name, wanted.budget, model.min_fraction)
         service.budget.mode = Fixed(wanted.budget)
     else:
-        check_budget(card.name, wanted.floor, card.min_fraction, "floor")
+        check_budget(model.card.name, wanted.floor, model.min_fraction, "floor")
         service.budget.mode = Auto(wanted.target_p95_ms / 1e3, wanted.floor, wanted.ceiling)
     logger.info("budget set", extra=wanted.model_dump())
     return _shown(service)
@@ -54,5 +55,5 @@ def _shown(service: Service) -> FixedBudget | FollowingBudget:
         target_p95_ms=mode.target_s * 1e3,
         floor=mode.floor,
         ceiling=mode.ceiling,
-        budget=round(service.budget_in_force(service.default), 4),
+        budget=round(service.budget_in_force, 4),
     )

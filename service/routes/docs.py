@@ -9,6 +9,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
+from service import csp
+
 router = APIRouter(include_in_schema=False)
 
 _STATIC = Path(__file__).parents[1] / "static"
@@ -23,7 +25,7 @@ async def get_root() -> RedirectResponse:
 @router.get("/docs")
 async def get_docs(request: Request) -> HTMLResponse:
     """Swagger UI."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title=request.app.title,
         swagger_js_url="/static/swagger-ui-bundle.js",
@@ -32,6 +34,8 @@ async def get_docs(request: Request) -> HTMLResponse:
         # Its default is a validator on the internet.
         swagger_ui_parameters={"validatorUrl": None},
     )
+    page.headers[csp.HEADER] = csp.page_policy(bytes(page.body).decode())
+    return page
 
 
 def mount_static(app: FastAPI) -> None:

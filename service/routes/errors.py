@@ -12,8 +12,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from service.errors import BadParameter, MethodNotAllowed, NotFound, ServiceError, UnknownModel
-from service.schemas import AutoBudget, ClassifyQuery, ErrorBody, FixedBudget
+from service.errors import (
+    BadParameter,
+    BodyTooLarge,
+    BodyTooSlow,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+    UnknownModel,
+)
+from service.notes import note_refusal
+from service.schemas import AutoBudget, BundlePath, ClassifyQuery, ErrorBody, FixedBudget
 
 # Where the Open Inference Protocol lives.
 PROTOCOL = "/v2"
@@ -22,11 +31,15 @@ _SHOWN_INPUT = 80
 # What a client sent is part of the sentence, and may be long.
 _MOST_CHARACTERS = 1000
 
+# A framework that reads a body lets only its own exceptions through.
+_BODY_LIMITS: dict[int, type[ServiceError]] = {408: BodyTooSlow, 413: BodyTooLarge}
+
 # By where they are, a budget by its mode.
 _KNOWN_FIELDS: dict[str, type[BaseModel]] = {
     "query": ClassifyQuery,
     "fixed": FixedBudget,
     "auto": AutoBudget,
+    "body": BundlePath,
 }
 
 
@@ -37,7 +50,9 @@ def error_body(error: ServiceError) -> ErrorBody:
 
 def error_response(error: ServiceError, path: str) -> JSONResponse:
     """A refusal as the response to a request for `path`."""
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
         return JSONResponse({"error": _sentence_of(error)}, _protocol_status(error), headers)
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
@@ -75,6 +90,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         refusal = _refusal(request, error)
+        note_refusal(refusal.code)
         app.state.service.metrics.rejected.labels(refusal.code).inc()
         response = error_response(refusal, request.url.path)
         if isinstance(refusal, MethodNotAllowed):
@@ -92,6 +108,8 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
         return BadParameter(_sentence(error.errors()[0]))
     if isinstance(error, HTTPException) and error.status_code == 400:
         return BadParameter("the body is not a JSON object sent as application/json, in UTF-8")
+    if isinstance(error, HTTPException) and error.status_code in _BODY_LIMITS:
+        return _BODY_LIMITS[error.status_code](error.detail)
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
     return NotFound(f"{request.url.path} does not exist: see /docs")

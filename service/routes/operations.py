@@ -21,8 +21,8 @@ async def get_healthz() -> Health:
 
 @router.get("/readyz", summary="Ready for work?", response_model=Health, responses=error_docs(503))
 async def get_readyz(service: ServiceDep) -> Health:
-    """Whether images can be classified now."""
-    service.check_ready()
+    """Whether images can be classified, now and in the next seconds."""
+    service.check_staying()
     return Health(status=service.phase)
 
 

@@ -21,7 +21,7 @@ from service.protocol.describe import (
     model_statistics,
     server_metadata,
 )
-from service.protocol.infer import InferRequest, read_object, read_request
+from service.protocol.infer import InferRequest, read_request
 from service.protocol.outputs import write_answer
 from service.protocol.specs import VERSION
 from service.registry import ServedModel
@@ -50,7 +50,6 @@ router = APIRouter(
 )
 
 _JSON_BYTES = "Inference-Header-Content-Length"
-_INDEX_BYTES = 4096
 _ONE, _VERSIONED = "/models/{name}", "/models/{name}/versions/{version}"
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -62,6 +61,10 @@ _BODY: dict[str, Any] = {
 
 
 async def _served(request: Request, service: ServiceDep, name: str) -> ServedModel:
+    return _find(request, service, name)
+
+
+def _find(request: Request, service: Service, name: str) -> ServedModel:
     """The model that a path names, of whose versions there is one."""
     service.check_ready()
     model = service.model(name)
@@ -88,17 +91,17 @@ async def get_live() -> dict[str, bool]:
 
 @router.get("/health/ready", summary="Ready for work?", response_model=Ready)
 async def get_ready(service: ServiceDep) -> dict[str, bool]:
-    """Whether images can be classified now."""
-    service.check_ready()
+    """Whether images can be classified, now and in the next seconds."""
+    service.check_staying()
     return {"ready": True}
 
 
 # Before the route of a model, for whose name "stats" would be taken.
 @router.get("/models/stats", summary="Statistics of all models", response_model=Statistics)
 async def get_all_statistics(service: ServiceDep) -> dict[str, Any]:
-    """What every model did since the start."""
+    """What every model did since it was loaded."""
     service.check_ready()
-    return _statistics(service, *service.models.values())
+    return _statistics(*service.models.values())
 
 
 @router.get(_ONE, summary="Model metadata", response_model=ModelMetadata)
@@ -110,8 +113,9 @@ async def get_model(model: ModelDep) -> dict[str, Any]:
 
 @router.get(f"{_ONE}/ready", summary="Model ready?", response_model=ModelReady)
 @router.get(f"{_VERSIONED}/ready", include_in_schema=False)
-async def get_model_ready(model: ModelDep) -> dict[str, Any]:
-    """Whether a model can be asked now."""
+async def get_model_ready(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
+    """Whether a model can be asked, now and in the next seconds."""
+    service.check_staying()
     return {"name": model.card.name, "ready": True}
 
 
@@ -124,23 +128,9 @@ async def get_model_config(model: ModelDep, service: ServiceDep) -> dict[str, An
 
 @router.get(f"{_ONE}/stats", summary="Statistics of a model", response_model=Statistics)
 @router.get(f"{_VERSIONED}/stats", include_in_schema=False)
-async def get_model_statistics(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
-    """What a model did since the start."""
-    return _statistics(service, model)
-
-
-@router.post("/repository/index", summary="All models and their state")
-async def post_index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
-    """All models; with `{"ready": true}` only those that are ready."""
-    with service.inflight.hold() as held:
-        body = await read_body(request, _INDEX_BYTES, held)
-    only_ready = bool(body) and read_object(body).get("ready") is True
-    states = {"starting": "LOADING", "ready": "READY", "draining": "UNLOADING"}
-    state = states[service.phase]
-    if only_ready and state != "READY":
-        return []
-    entry = {"version": VERSION, "state": state, "reason": ""}
-    return [{"name": name, **entry} for name in service.bundles]
+async def get_model_statistics(model: ModelDep) -> dict[str, Any]:
+    """What a model did since it was loaded."""
+    return _statistics(model)
 
 
 @router.post(
@@ -151,21 +141,25 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
     openapi_extra=_BODY,
 )
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
-async def post_infer(request: Request, model: ModelDep, service: ServiceDep) -> Response:
+async def post_infer(request: Request, name: str, service: ServiceDep) -> Response:
     """Classify encoded images, or preprocessed ones, within the parameters `budget`, `cap` and
     `deadline_ms`."""
-    with service.inflight.hold() as held:
-        body = await read_body(request, service.settings.max_body_bytes, held)
-        loop = asyncio.get_running_loop()
-        wanted = await loop.run_in_executor(
-            service.decoders, _read, request, body, model, service, held
-        )
-        call = resolve(
-            service, _query(model, wanted), request.state.request_id, request.state.started
-        )
-        work = answer_images(service, call, wanted.images)
-        answered = _all_answered(await while_connected(request, work))
-        return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
+    model = _find(request, service, name)
+    with model.uses, service.inflight.hold() as held:
+        return await _infer(request, model, service, held)
+
+
+async def _infer(request: Request, model: ServedModel, service: Service, held: Holding) -> Response:
+    body = await read_body(request, service.settings.max_body_bytes, held)
+    loop = asyncio.get_running_loop()
+    wanted = await loop.run_in_executor(
+        service.decoders, _read, request, body, model, service, held
+    )
+    state = request.state
+    call = resolve(model, _query(model, wanted), state.request_id, state.started)
+    work = answer_images(service, call, wanted.images)
+    answered = _all_answered(await while_connected(request, work))
+    return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
 def _read(
@@ -215,19 +209,14 @@ def _write(
     return Response(body, headers=headers, media_type=kind)
 
 
-def _statistics(service: Service, *models: ServedModel) -> dict[str, Any]:
-    return {
-        "model_stats": [
-            model_statistics(model, service.model_metrics[model.card.name].totals)
-            for model in models
-        ]
-    }
+def _statistics(*models: ServedModel) -> dict[str, Any]:
+    return {"model_stats": [model_statistics(model) for model in models]}
 
 
 async def _refuse(request: Request) -> None:
     raise NotOffered(
         f"{request.url.path} is not offered: of the protocol's extensions there are those that "
-        f"{PROTOCOL} lists; bundles are loaded at the start, and tensors travel in the body"
+        f"{PROTOCOL} lists; tensors travel in the body"
     )
 
 
@@ -237,7 +226,6 @@ for _path in (
     "/trace/setting",
     f"{_ONE}/trace/setting",
     "/logging",
-    "/repository/models/{name}/{action}",
     f"{_ONE}/generate",
     f"{_ONE}/generate_stream",
 ):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import engines
 from benchmarks.measure.bundles import PLACES, random_bundle
 from benchmarks.measure.rivals import full_networks
-from benchmarks.measure.timing import in_turn
+from benchmarks.measure.timing import LEAST_ROUNDS, LEAST_S, in_turn
 from models.compute import path_macs
 
 
@@ -18,14 +19,16 @@ def test_quick_run_prints_a_table_and_a_json_line_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "engines.png"
-    command = ["engines", "--quick", "--check-costs", "--threads", "1", "--picture", str(picture)]
-    monkeypatch.setattr("sys.argv", command)
+    command = ["engines", "--quick", "--check-costs", "--threads", "1", "2"]
+    monkeypatch.setattr("sys.argv", [*command, "--picture", str(picture)])
     engines.main()
     *table, last = capsys.readouterr().out.splitlines()
     report = json.loads(last)
     rows = report["rows"]
-    assert len(rows) == 2 * len(engines.BUDGETS)
-    assert sum(line.startswith("| onnx | 1 |") for line in table) == 2 * len(rows)
+    assert len(rows) == 4 * len(engines.BUDGETS)
+    for threads in (1, 2):
+        # A row of what was measured, and one of what was foretold.
+        assert sum(line.startswith(f"| onnx | {threads} |") for line in table) == len(rows)
     assert len({line.count("|") for line in table if line.startswith("| onnx")}) == 2
     assert len(report["forecasts"]) == len(rows)
     for row in rows:
@@ -35,7 +38,9 @@ def test_quick_run_prints_a_table_and_a_json_line_and_draws(
             spread = row[part]
             assert all(math.isfinite(value) for value in spread.values())
             assert 0 < spread["low"] <= spread["median"] <= spread["high"]
-    assert {full["rival"] for full in report["full"]} >= {"ONNX Runtime"}
+    full = {(full["rival"], full["threads"]) for full in report["full"]}
+    assert full >= {("ONNX Runtime", 1), ("ONNX Runtime", 2), ("ONNX Runtime, batch cut", 2)}
+    assert all(threads == 2 for rival, threads in full if rival.endswith("batch cut"))
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -56,10 +61,39 @@ def test_rivals_agree_on_the_full_network(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer, answers[0], rtol=1e-3, atol=1e-4)
 
 
+class Work:
+    """Rivals that take so many seconds each, by their own clock."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.now, self.calls = 0.0, ""
+        self.rivals = {name: partial(self._run, name, took) for name, took in seconds.items()}
+
+    def _run(self, name: str, took: float) -> None:
+        self.now += took
+        self.calls += name
+
+    def clock(self) -> float:
+        return self.now
+
+
 def test_in_turn_times_rivals_alternately_and_each_once_before() -> None:
-    calls: list[str] = []
-    now = iter(range(1000))
-    work = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = in_turn(work, rounds=3, clock=lambda: float(next(now)))
-    assert calls == ["a", "a", "b", "b", *"ababab"]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+    work = Work(a=1, b=2)
+    seconds = in_turn(work.rivals, rounds=3, clock=work.clock)
+    assert work.calls == "ab" + "ababab"
+    assert {name: values.tolist() for name, values in seconds.items()} == {
+        "a": [1] * 3,
+        "b": [2] * 3,
+    }
+
+
+def test_in_turn_repeats_what_is_short() -> None:
+    work = Work(a=LEAST_S / 4)
+    seconds = in_turn(work.rivals, rounds=2, clock=work.clock)
+    assert work.calls == "aa" + "aaaa" * 2
+    assert seconds["a"] == pytest.approx([LEAST_S / 4] * 2)
+
+
+def test_in_turn_begins_no_round_after_the_time_beyond_the_least() -> None:
+    for limit_s, rounds in ((1, LEAST_ROUNDS), (4.5, 4), (100, 9)):
+        work = Work(a=1)
+        assert len(in_turn(work.rivals, 9, work.clock, limit_s)["a"]) == rounds

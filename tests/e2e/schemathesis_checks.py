@@ -32,6 +32,9 @@ def refused_for_cause(ctx: CheckContext, response: Response, case: Case) -> None
     elif path == "/budget":
         above = "is above ceiling" in response.json()["error"]  # no schema compares two fields
         assert code in _REACH or above, f"refused with {code}"
+    elif "{name}" in path and case.method != "GET" and not path.endswith("/infer"):
+        # Models come and go: the default one stays, and none is loaded that lies elsewhere.
+        assert response.status_code in (400, 404, 409) or code == "bad_bundle", f"refused: {code}"
     elif path.endswith("/infer"):
         # Also data that do not fill their shape, and more images than a setting allows.
         assert response.status_code in (400, 404, 413, 415, 504), (

@@ -20,6 +20,7 @@ from models.bundle import CalibrationPoint, Card, TestPoint, tensor_shapes, writ
 from models.compute import MacTable
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
+from service.connections import ServerConfig
 from service.engines.base import Result
 
 SIZE, GROUPS = 8, 4
@@ -83,13 +84,14 @@ def make_card(name: str = "tiny", agent: AgentConfig = BY_PATH) -> Card:
     )
 
 
-def add_bundle(directory: Path, card: Card) -> None:
-    rng = np.random.default_rng(0)
+def add_bundle(directory: Path, card: Card, child: str | None = None, seed: int = 0) -> None:
+    """Write a bundle of random weights into a directory, by default named as the card says."""
+    rng = np.random.default_rng(seed)
     tensors = {
         name: rng.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in tensor_shapes(card.backbone, card.agent).items()
     }
-    write_bundle(directory / card.name, card, tensors)
+    write_bundle(directory / (child or card.name), card, tensors)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -105,8 +107,7 @@ def png(colour: int = 128, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
 @contextmanager
 def serve(app: FastAPI) -> Iterator[httpx.Client]:
     """Run an app on a free port of loopback, as `python -m service` does."""
-    config = uvicorn.Config(app, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(ServerConfig(app, app.state.service.settings))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listener],))

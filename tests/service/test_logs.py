@@ -5,6 +5,7 @@ import logging
 import sys
 
 from service.logs import REQUEST_ID, JsonFormatter
+from service.notes import NOTES, Notes
 
 
 def make_record(**extra: object) -> logging.LogRecord:
@@ -33,6 +34,14 @@ def test_format_inside_a_request_has_its_id() -> None:
         assert json.loads(JsonFormatter().format(make_record()))["request_id"] == "r1"
     finally:
         REQUEST_ID.reset(token)
+
+
+def test_format_inside_a_request_has_its_keys_name() -> None:
+    token = NOTES.set(Notes(key="alice"))
+    try:
+        assert json.loads(JsonFormatter().format(make_record()))["key"] == "alice"
+    finally:
+        NOTES.reset(token)
 
 
 def test_format_exception_has_its_traceback() -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+import models
 from tests.service.support import png, wait_ready, wait_until
 
 
@@ -24,17 +30,21 @@ def environment(bundles: Path, **variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(bundles: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def running(
+    bundles: Path, cache: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A process and a client of it; it writes its log, which can be long, into the cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"],
-        env=environment(bundles, RNP_PORT=str(port), RNP_CACHE_DIR=str(cache)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (cache / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment(bundles, RNP_PORT=str(port), RNP_CACHE_DIR=str(cache), **variables),
+            stdout=log,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             wait_ready(client, seconds=60)
@@ -44,29 +54,139 @@ def running(bundles: Path, cache: Path) -> Iterator[tuple[subprocess.Popen[str],
         process.communicate()
 
 
-def test_main_sigterm_finishes_what_is_in_flight(bundles: Path, tmp_path: Path) -> None:
-    image = png()
+def log(cache: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (cache / "log").read_text().splitlines()]
+
+
+@contextmanager
+def begun(client: httpx.Client, image: bytes) -> Iterator[socket.socket]:
+    """A connection with a request whose head was read and whose body is yet to come."""
     head = (
         "POST /classify?budget=0.5 HTTP/1.1\r\nhost: x\r\nx-request-id: slow\r\n"
         f"content-length: {len(image)}\r\nexpect: 100-continue\r\n\r\n"
     )
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert b"100 Continue" in connection.recv(1000)
+        yield connection
+
+
+def test_main_sigterm_finishes_what_is_in_flight(bundles: Path, tmp_path: Path) -> None:
+    image = png()
     with running(bundles, tmp_path) as (process, client):
         address = (client.base_url.host, client.base_url.port)
-        with socket.create_connection(address, timeout=20) as connection:
-            connection.sendall(head.encode())
-            assert b"100 Continue" in connection.recv(1000)
+        with begun(client, image) as connection:
             process.send_signal(signal.SIGTERM)
             wait_until(lambda: not accepts(address))
             connection.sendall(image)
             answer = b"".join(iter(lambda: connection.recv(10_000), b""))
         assert process.wait(20) == 0
-        output, errors = process.communicate()
+        errors = process.stderr.read()
     assert answer.startswith(b"HTTP/1.1 200")
     assert json.loads(answer.split(b"\r\n\r\n")[1])["compute"]["groups"] == 4
-    lines = [json.loads(line) for line in output.splitlines()]
-    (request,) = [line for line in lines if line.get("request_id") == "slow"]
+    (request,) = [line for line in log(tmp_path) if line.get("request_id") == "slow"]
     assert (request["message"], request["path"], request["status"]) == ("request", "/classify", 200)
     assert errors == ""
+
+
+class Load:
+    """Clients that ask on and on, until one cannot connect or `stop` is set."""
+
+    def __init__(self, client: httpx.Client, clients: int = 4) -> None:
+        self.url = client.base_url
+        self.stop = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.lost: list[str] = []
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=20) as client:
+            while not self.stop.is_set():
+                try:
+                    self.statuses[client.post("/classify", content=png()).status_code] += 1
+                except httpx.ConnectError:
+                    return
+                except httpx.TransportError as error:
+                    self.lost.append(repr(error))
+
+
+def test_main_sigterm_with_a_lame_duck_loses_no_request(bundles: Path, tmp_path: Path) -> None:
+    """Clients go elsewhere once readiness fails, as those of a load balancer do."""
+    with running(bundles, tmp_path, RNP_LAME_DUCK_S="2") as (process, client):
+        load = Load(client)
+        wait_until(lambda: load.statuses[200] > 20)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/v2/models/tiny/ready").status_code == 503
+        answer = client.post("/classify", content=png())
+        # Or a client could be about to ask on a connection that is being closed.
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        asked = sum(load.statuses.values())
+        wait_until(lambda: sum(load.statuses.values()) > asked + 20)
+        load.stop.set()
+        load.join()
+        assert process.wait(20) == 0
+        assert 2 <= time.monotonic() - started < 10
+    assert load.lost == []
+    assert load.statuses.keys() == {200}
+
+
+def test_main_sigterm_at_once_answers_all_that_it_read(bundles: Path, tmp_path: Path) -> None:
+    """Clients are cut off: what counts is that all that the service did reaches them."""
+    with running(bundles, tmp_path) as (process, client):
+        load = Load(client)
+        wait_until(lambda: load.statuses[200] > 20)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        load.join()
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 10
+    assert load.statuses.keys() <= {200, 503}
+    requests = [line for line in log(tmp_path) if line.get("path") == "/classify"]
+    assert Counter(line["status"] for line in requests) == load.statuses
+    assert not [line for line in log(tmp_path) if line["level"] in ("warning", "error")]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_main_second_signal_ends_the_lame_duck(
+    bundles: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    with running(bundles, tmp_path, RNP_LAME_DUCK_S="60") as (process, client):
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        process.send_signal(stop)
+        assert process.wait(10) == 0
+
+
+def test_main_request_that_never_ends_is_cut_off_in_time(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, RNP_DRAIN_S="1") as (process, client), begun(client, png()):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_main_killed_is_ready_again_within_three_seconds(tmp_path: Path) -> None:
+    """Of its own time: on a machine that does other work, the clock says more."""
+    shipped = Path(models.__path__[0]) / "bundles"
+    with running(shipped, tmp_path) as (process, client):
+        load = Load(client)
+        wait_until(lambda: load.statuses[200] > 20)
+        process.kill()
+        load.join()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with running(shipped, tmp_path) as (_, client):
+        assert client.post("/classify", content=png()).status_code == 200
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 def accepts(address: tuple[str, int]) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -89,3 +91,37 @@ def test_observe_counts_who_set_the_budget(card: Card) -> None:
     samples = read(metrics)
     assert samples["rnp_budget_by_total", "load", "tiny"] == 1
     assert samples["rnp_budget_by_total", "request", "tiny"] == 0
+
+
+def of_model(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    return {key: value for key, value in read(metrics).items() if "tiny" in key[1:]}
+
+
+def test_remove_lets_all_series_of_a_model_vanish(card: Card) -> None:
+    metrics = Metrics()
+    before = read(metrics)
+    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0)
+    assert len(read(metrics)) > len(before)
+    model.remove()
+    assert read(metrics) == before
+    # A request that is still under way when its model is unloaded.
+    model.observe(answer(10, 4, 1, 2))
+    assert read(metrics) == before
+
+
+def test_remove_leaves_counters_to_a_successor(card: Card) -> None:
+    metrics = Metrics()
+    old = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0)
+    old.observe(answer(10, 4, 1, 2))
+    layers = card.backbone.layers
+    shorter = dataclasses.replace(card.backbone, layers=layers[:2])
+    looks = dataclasses.replace(card.agent, paths=((1, 1), (4, 4)))
+    replaced = dataclasses.replace(card, backbone=shorter, agent=looks)
+    new = ModelMetrics(metrics, replaced, lambda: 0.5, lambda: 0.0)
+    old.remove(successor=new)
+    new.observe(answer(10, 3, 3))
+    samples = of_model(metrics)
+    assert samples["rnp_images_total", "tiny"] == 2
+    assert samples["rnp_full_flops", "tiny"] < 2 * card.table().full
+    groups = {key[1]: v for key, v in samples.items() if key[0] == "rnp_layer_groups_total"}
+    assert groups == {"0": 7, "1": 4}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import httpx
 import pytest
 
@@ -32,3 +35,30 @@ def test_requests_counted_by_route_and_code(client: httpx.Client) -> None:
     assert 'rnp_requests_total{code="405",route="/classify"} 1.0' in text
     assert 'rnp_requests_total{code="422",route="/classify"} 1.0' in text
     assert "/nope" not in text
+
+
+def request_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if record.msg == "request"]
+
+
+def test_log_line_tells_what_images_cost(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    results = client.post("/classify?budget=0.6", files=[("file", png())] * 2).json()["results"]
+    (line,) = request_lines(caplog)
+    assert (line["model"], line["images"], line["budget"]) == ("tiny", 2, 0.6)
+    assert line["fraction"] == pytest.approx(results[0]["compute"]["fraction"], abs=1e-4)
+    assert "code" not in line
+
+
+def test_log_line_of_a_refusal_has_its_code_and_no_images(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client.post("/classify", content=b"no image")
+    client.get("/" + "x" * 1000)
+    first, second = request_lines(caplog)
+    assert (first["status"], first["code"]) == (400, "not_an_image")
+    assert "images" not in first
+    assert (second["code"], len(second["path"])) == ("not_found", 200)

@@ -46,6 +46,16 @@ def test_read_bundles_several_by_name(tmp_path: Path) -> None:
     assert list(read_bundles(tmp_path)) == ["a", "b"]
 
 
+def test_read_bundles_only_those_asked_for(tmp_path: Path) -> None:
+    for name in ("c", "b", "a"):
+        add_bundle(tmp_path, make_card(name))
+    add_bundle(tmp_path, make_card("b"), "b-2")
+    assert list(read_bundles(tmp_path, ["c", "b-2"])) == ["c", "b"]
+    for child, words in {"d": "cannot be read", "../a": "must be the plain name"}.items():
+        with pytest.raises(BundleError, match=words):
+            read_bundles(tmp_path, ["a", child])
+
+
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_read_bundles_none_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match="holds no bundle"):

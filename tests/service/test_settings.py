@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import Settings, SettingsError, listed, load_settings
 
 
 def test_load_settings_empty_environment_takes_defaults() -> None:
@@ -18,6 +18,14 @@ def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert load_settings().max_queue == 77
 
 
+@pytest.mark.parametrize(("value", "names"), [("", ()), ("a", ("a",)), (" a, b-2,", ("a", "b-2"))])
+def test_load_settings_names_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, value: str, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("RNP_LOAD", value)
+    assert load_settings().load == names
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
@@ -27,6 +35,8 @@ def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None
         ("RNP_PORT", "abc", "RNP_PORT is 'abc': input should be a valid integer"),
         ("RNP_BUDGET", "0", "RNP_BUDGET is '0': input should be greater than 0"),
         ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx', 'torch' or "),
+        ("RNP_RATE_PER_S", "0", "RNP_RATE_PER_S is '0': input should be greater than 0"),
+        ("RNP_RATE_PER_S", "inf", "RNP_RATE_PER_S is 'inf': input should be a finite number"),
         ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 128"),
     ],
 )
@@ -36,6 +46,11 @@ def test_load_settings_bad_variable_refused_in_a_sentence(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=sentence):
         load_settings()
+
+
+def test_listed_takes_what_stands_between_commas() -> None:
+    assert listed(" a, b ,,c") == ["a", "b", "c"]
+    assert listed("") == []
 
 
 def test_settings_are_frozen() -> None:

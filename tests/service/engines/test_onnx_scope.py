@@ -41,6 +41,28 @@ def test_choose_by_what_is_known_writes_no_branches() -> None:
     assert scopes == [(scope, 2, 3)]
 
 
+@pytest.mark.parametrize("cases", [2, 3, 5])
+def test_choose_early_runs_the_branch_of_the_number_the_first_behind_one_choice(
+    tmp_path: Path, cases: int
+) -> None:
+    def write(scope: Scope, number: int) -> list[str]:
+        # As many of them as its number.
+        value = scope.op("Add", "x", scope.constant([100 * number], np.int64))
+        return [value, scope.constant(np.full((number, 1), number), np.int64)]
+
+    scope, outputs = Scope(), [(TensorProto.INT64, [1]), (TensorProto.INT64, [None, 1])]
+    scope.choose_early("number", cases, write, outputs, ["y", "z"])
+    several = helper.make_tensor_value_info("z", TensorProto.INT64, [None, 1])
+    graph = scope.finish([integers("x", 1), integers("number", 1)], [integers("y", 1), several])
+    runner = session(graph, tmp_path)
+    for number in range(cases):
+        y, z = runner.run(["y", "z"], {"x": np.array([7]), "number": np.array([number])})
+        assert y == 7 + 100 * number
+        np.testing.assert_array_equal(z, np.full((number, 1), number))
+    first = next(a.g for a in graph.model.graph.node[-1].attribute if a.name == "else_branch")
+    assert {node.op_type for node in first.node} == {"Add"}
+
+
 def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: Path) -> None:
     size = EXTERNAL_BYTES // 8
     values = [np.arange(size) * 7, np.arange(size) ** 2]

@@ -6,7 +6,6 @@ import numpy as np
 
 from service.batcher import Answer
 from service.limits import Limits
-from service.metrics import Totals
 from service.protocol.describe import (
     model_config,
     model_metadata,
@@ -54,12 +53,13 @@ def test_model_config_agrees_with_the_metadata(model: ServedModel) -> None:
 
 
 def test_model_statistics_sum_over_images(model: ServedModel) -> None:
-    totals = Totals(failed=1)
+    totals = model.metrics.totals
+    totals.failed = 1
     for _ in range(2):
         totals.add(
             Answer(np.zeros(3, np.float32), np.ones(3, np.int64), 9, LIMITS, 0.5, 0.25, 0.0), 0.125
         )
-    found = model_statistics(model, totals)
+    found = model_statistics(model)
     stats = found["inference_stats"]
     assert found["inference_count"] == 2
     assert found["last_inference"] > 1.6e12

@@ -66,8 +66,6 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         "no version '01'",
     ),
     "wrong method": (get(INFER), 405, "GET is not allowed"),
-    "load": (post("/v2/repository/models/tiny/load", json={}), 400, "not offered"),
-    "unload": (post("/v2/repository/models/tiny/unload", json={}), 400, "not offered"),
     "shared memory": (get("/v2/systemsharedmemory/status"), 400, "not offered"),
     "shared GPU memory": (post("/v2/cudasharedmemory/region/a/register"), 400, "not offered"),
     "trace": (get("/v2/trace/setting"), 400, "not offered"),

@@ -1,0 +1,227 @@
+"""uvicorn, with what it leaves open: bounds on connections, on headers, and on slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from service.errors import (
+    BadHttp,
+    HeadersTooLarge,
+    HeadersTooSlow,
+    ServiceError,
+    TooManyConnections,
+)
+from service.metrics import Metrics
+from service.routes.errors import error_response
+from service.settings import Settings, listed
+
+logger = logging.getLogger(__name__)
+
+
+class ServerConfig(uvicorn.Config):
+    """How the service is run.
+
+    Attributes:
+        settings: those of the app.
+        metrics: those of the app.
+        waiting: connections that wait for their clients, the longest first.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        proxies = listed(settings.trusted_proxies)
+        super().__init__(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # uvicorn would believe whoever connects from this machine.
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        self.settings = settings
+        self.metrics: Metrics = app.state.service.metrics
+        self.waiting: OrderedDict[Connection, None] = OrderedDict()
+
+
+class Connection(HttpToolsProtocol):
+    """One connection.
+
+    It *waits* while its client owes it something: from its start, or from an answer, to the last
+    byte of the next request. If there are too many connections, the one that waits longest makes
+    room, so slow clients cannot lock others out. From their first byte on, headers have
+    `header_timeout_s`; before it, uvicorn's time for idle connections holds, and the first ones of
+    a connection have `header_timeout_s` from its start. Bodies are timed around the app.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._settings, self._metrics = config.settings, config.metrics
+        self._waiting = config.waiting
+        self._timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._in_headers = True
+        self.url = b""  # as far as it is known when a refusal needs it
+        # Since the last headers or bytes of a body, so of headers, trailers or the sizes of chunks.
+        self._overhead_bytes = 0
+        self._refusal: ServiceError | None = None
+        self._running: RequestResponseCycle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Make room if need be, then wait for headers."""
+        most = self._settings.max_connections
+        full = len(self.connections) >= most
+        super().connection_made(transport)
+        if full and not self._waiting:
+            self._refuse(TooManyConnections(f"{most} connections are busy: try again later"))
+            return
+        if full:
+            longest, _ = self._waiting.popitem(last=False)
+            longest.transport.abort()
+        self._waiting[self] = None
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._waiting.pop(self, None)
+        self._stop_timer()
+        self._stop_send_timer()
+        if self._running and not self._running.response_complete:
+            # uvicorn tells only the last request, which behind it may not have begun.
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and see that headers do not grow or take for ever."""
+        self._overhead_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._overhead_bytes > self._settings.max_header_bytes:
+            self._refuse(self._too_large())
+        elif self._timer is None and (self._in_headers or self._idle):
+            self._start_timer()
+
+    def on_message_begin(self) -> None:
+        """Called at the first byte of a request."""
+        self._in_headers = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Start the request, unless its headers are too large."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > self._settings.max_header_bytes:
+            # The parser stops, and says that this is no HTTP.
+            self._refusal = self._too_large()
+            raise self._refusal
+        self._in_headers, self._overhead_bytes = False, 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of a body on."""
+        self._overhead_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called at the last byte of a request."""
+        self._overhead_bytes = 0
+        if not self._idle:  # as it is if the answer came before the end
+            self._waiting.pop(self, None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, if none came already."""
+        super().on_response_complete()
+        if self._idle and not self.transport.is_closing():
+            self._waiting[self] = None
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer: give it some time."""
+        super().pause_writing()
+        if self._send_timer is None:
+            timeout_s = self._settings.send_timeout_s
+            self._send_timer = self.loop.call_later(timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client goes on."""
+        self._stop_send_timer()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called when the parser gives up."""
+        self._refuse(self._refusal or BadHttp("this is no HTTP/1.1 request"))
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _headers_late(self) -> None:
+        self._timer = None
+        if not self._idle:  # the next request can wait for the answer to this one
+            self._start_timer()
+        elif self._in_headers and self._overhead_bytes:
+            limit_s = self._settings.header_timeout_s
+            sentence = f"the headers were not complete after {limit_s:g} s: send them faster"
+            self._refuse(HeadersTooSlow(sentence))
+        else:
+            self.transport.close()
+
+    def _too_large(self) -> HeadersTooLarge:
+        limit = self._settings.max_header_bytes
+        return HeadersTooLarge(f"the headers have more bytes, the limit is {limit}: send less")
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer, if only by this, and close."""
+        response = error_response(error, self.url.decode("latin-1"))
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
+        self._stop_timer()
+        self._waiting.pop(self, None)
+        self.transport.write(
+            b"%s%sconnection: close\r\n\r\n%s" % (status, head, bytes(response.body))
+        )
+        self.transport.close()
+        self._metrics.rejected.labels(error.code).inc()
+        client = self.client[0] if self.client else None
+        details = {"code": error.code, "status": error.status, "client": client}
+        logger.info("connection refused", extra=details)
+
+    def _start_timer(self) -> None:
+        self._timer = self.loop.call_later(self._settings.header_timeout_s, self._headers_late)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None

@@ -1,0 +1,125 @@
+"""NVIDIA's own client loads and unloads models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.support import add_bundle, make_card, png, serve, wait_until
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    for name in ("tiny", "zebra"):
+        add_bundle(tmp_path, make_card(name))
+    return tmp_path
+
+
+@pytest.fixture
+def client(shelf: Path) -> Iterator[httpx.Client]:
+    with serve(
+        create_app(Settings(bundles=shelf, threads=1, cache_dir=shelf / ".cache"))
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def triton_client(client: httpx.Client) -> Iterator[triton.InferenceServerClient]:
+    address = f"{client.base_url.host}:{client.base_url.port}"
+    with triton.InferenceServerClient(address) as asking:
+        yield asking
+
+
+def states(client: triton.InferenceServerClient) -> dict[str, tuple[str, str]]:
+    index = client.get_model_repository_index()
+    return {entry["name"]: (entry["state"], entry["reason"]) for entry in index}
+
+
+def infer(client: triton.InferenceServerClient, model: str) -> bytes:
+    image = triton.InferInput("image", [1], "BYTES")
+    image.set_data_from_numpy(np.array([png()], object))
+    return client.infer(model, [image]).as_numpy("label")[0]
+
+
+def test_unload_and_load(triton_client: triton.InferenceServerClient) -> None:
+    before = infer(triton_client, "zebra")
+    triton_client.unload_model("zebra")
+    assert not triton_client.is_model_ready("zebra")
+    gone = {"tiny": ("READY", ""), "zebra": ("UNAVAILABLE", "not loaded")}
+    wait_until(lambda: states(triton_client) == gone)
+    with pytest.raises(InferenceServerException, match="'zebra'") as refusal:
+        infer(triton_client, "zebra")
+    assert refusal.value.status() == "404"
+    triton_client.load_model("zebra")
+    assert triton_client.is_model_ready("zebra")
+    assert states(triton_client) == {"tiny": ("READY", ""), "zebra": ("READY", "")}
+    assert infer(triton_client, "zebra") == before
+
+
+def test_load_replaces_what_is_served(
+    triton_client: triton.InferenceServerClient, client: httpx.Client, shelf: Path
+) -> None:
+    def digest() -> str:
+        return client.get("/models/zebra").json()["digest"]
+
+    before = digest()
+    triton_client.load_model("zebra")
+    assert digest() == before
+    for file in (shelf / "zebra").iterdir():
+        file.unlink()
+    (shelf / "zebra").rmdir()
+    add_bundle(shelf, make_card("zebra"), seed=1)
+    triton_client.load_model("zebra")
+    assert digest() != before
+    triton_client.unload_model("zebra", unload_dependents=True)
+
+
+def test_index_tells_what_lies_on_disk(client: httpx.Client, shelf: Path) -> None:
+    add_bundle(shelf, make_card("later"))
+    (shelf / "broken").mkdir()
+    (shelf / "broken/bundle.json").write_text("[1]")
+    found = client.post("/v2/repository/index").json()
+    assert {entry["name"]: entry["state"] for entry in found} == {
+        "later": "UNAVAILABLE",
+        "tiny": "READY",
+        "zebra": "READY",
+    }
+    ready = client.post("/v2/repository/index", json={"ready": True}).json()
+    assert [entry["name"] for entry in ready] == ["tiny", "zebra"]
+
+
+def test_load_refusals_are_the_clients_exceptions(
+    triton_client: triton.InferenceServerClient, shelf: Path
+) -> None:
+    (shelf / "zebra/model.safetensors").write_bytes(b"")
+    with pytest.raises(InferenceServerException, match="does not match its SHA-256") as refusal:
+        triton_client.load_model("zebra")
+    assert refusal.value.status() == "400"
+    assert triton_client.is_model_ready("zebra")
+    with pytest.raises(InferenceServerException, match="the default model") as refusal:
+        triton_client.unload_model("tiny")
+    assert refusal.value.status() == "409"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"parameters": {"file:1/model.onnx": "aGk="}}, "is not offered"),
+        ({"parameters": [1]}, "must be a JSON object"),
+        ([1], "must be a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("action", ["load", "unload"])
+def test_load_bad_body_refused(client: httpx.Client, action: str, body: object, words: str) -> None:
+    response = client.post(f"/v2/repository/models/zebra/{action}", json=body)
+    assert (response.status_code, list(response.json())) == (400, ["error"])
+    assert words in response.json()["error"]
+    assert client.get("/v2/models/zebra/ready").status_code == 200
