@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     WebPImagePlugin,
 )
+
+from models.effort import MOST_RUN_PIXELS, BoundedFile, TooMuchEffort, check_scans
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -42,6 +42,10 @@ class FormatNotAllowed(ImageError):
 
 class TooManyPixels(ImageError):
     """The image's header states more pixels than are allowed."""
+
+
+class TooComplex(ImageError):
+    """The image is in so many pieces that decoding it would take far longer than its like."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,17 @@ class Preprocessing:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB."""
-        return np.array(self._resized(_rgb(_upright(image))))
+        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB.
+
+        Raises:
+            NotAnImage: its palette or transparency is broken.
+        """
+        try:
+            return np.array(self._resized(_rgb(_upright(image))))
+        except Exception as error:  # Pillow checks neither as it decodes
+            raise NotAnImage(
+                f"the image cannot be converted to RGB: {error or 'broken'}"
+            ) from error
 
     def normalise(self, pixels: Pixels) -> Floats:
         """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous."""
@@ -121,19 +134,26 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         NotAnImage: empty, no image, truncated or broken.
         FormatNotAllowed: a known format other than the five that are read.
         TooManyPixels: checked before anything is decoded.
+        TooComplex: more pieces, scans or runs than any real image has.
     """
     opener = _opener(content)
+    file = BoundedFile(content)
     try:
-        image = opener(BytesIO(content))
+        image = opener(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"{error}; the limit is {max_pixels} pixels: send fewer") from error
+    except TooMuchEffort as error:
+        raise _too_complex(error) from error
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them
         raise NotAnImage(f"the image's header cannot be read: {error}") from error
     _check_pixels(image, max_pixels)
     try:
+        _check_effort(image, content, file.tell())
         if least:
             image.draft(None, (least, least))  # only a JPEG heeds it
         image.load()
+    except TooMuchEffort as error:
+        raise _too_complex(error) from error
     except Exception as error:  # and so do its decoders
         raise NotAnImage(f"the image is truncated or broken: {error}") from error
     return image
@@ -146,6 +166,19 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
             f"the image has {width} × {height} = {width * height} pixels, "
             f"the limit is {max_pixels}: send a smaller one"
         )
+
+
+def _check_effort(image: ImageFile.ImageFile, content: bytes, position: int) -> None:
+    """Refuse what would keep a decoder busy for long, but for few bytes or pixels."""
+    pixels = image.size[0] * image.size[1]
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        check_scans(content, position)
+    elif image.tile and image.tile[0].codec_name == "bmp_rle" and pixels > MOST_RUN_PIXELS:
+        raise TooMuchEffort(f"it has {pixels} pixels in runs, the limit is {MOST_RUN_PIXELS}")
+
+
+def _too_complex(error: TooMuchEffort) -> TooComplex:
+    return TooComplex(f"the image takes too long to decode: {error}; save it anew, and plainly")
 
 
 # The readers are called directly: `Image.open` would try others too, and warn by a global limit.
@@ -191,11 +224,22 @@ def _not_allowed(content: bytes) -> str | None:
     return next((name for magic, name in _NOT_ALLOWED.items() if content.startswith(magic)), None)
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the image as its EXIF orientation says; a broken EXIF block turns nothing."""
+    # Not by `ImageOps.exif_transpose`, which writes the block anew, whatever it holds.
     with contextlib.suppress(Exception):
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return ImageOps.exif_transpose(image)
+        return image.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
     return image
 
 

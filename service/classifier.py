@@ -130,21 +130,26 @@ async def _decoded(service: Service, call: Call, image: bytes | Floats) -> tuple
     """An image as the network takes it, and the seconds that decoding took: 0 if there was none."""
     if not isinstance(image, bytes):
         return image, 0.0
-    values, seconds = await asyncio.get_running_loop().run_in_executor(
+    submitted = time.perf_counter()
+    values, started, seconds = await asyncio.get_running_loop().run_in_executor(
         service.decoders,
         _decode,
         image,
         call.model.card.preprocessing,
         service.settings.max_pixels,
     )
+    service.metrics.decode_queue_seconds.observe(started - submitted)
     service.metrics.decode_seconds.observe(seconds)
     return values, seconds
 
 
-def _decode(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> tuple[Floats, float]:
+def _decode(
+    content: bytes, preprocessing: Preprocessing, max_pixels: int
+) -> tuple[Floats, float, float]:
+    """The image, when its decoding began, and the seconds it took."""
     started = time.perf_counter()
     image = preprocess(content, preprocessing, max_pixels)
-    return image, time.perf_counter() - started
+    return image, started, time.perf_counter() - started
 
 
 def _classification(call: Call, answered: Answered) -> Classification:

@@ -18,7 +18,7 @@ ServiceError
 ├── HeadersTooLarge                                   431
 ├── ClientGone                                        499
 ├── InternalError                                     500
-├── Starting, Draining, TooManyConnections            503
+├── Starting, Draining, TooManyConnections, TooBusy   503
 └── DeadlineUnreachable, DeadlinePassed               504
 """
 
@@ -126,6 +126,12 @@ class TooManyPixels(ServiceError):
     status, code = 413, "too_many_pixels"
 
 
+class TooComplex(ServiceError):
+    """An image in so many pieces that decoding it would hold up the others."""
+
+    status, code = 413, "too_complex"
+
+
 class TooManyParts(ServiceError):
     """More multipart parts than allowed."""
 
@@ -222,6 +228,12 @@ class Starting(ServiceError):
     status, code, retry_after_s = 503, "starting", 1
 
 
+class TooBusy(ServiceError):
+    """The requests in flight hold as many bytes as they may."""
+
+    status, code, retry_after_s = 503, "too_busy", 1
+
+
 class Draining(ServiceError):
     """The service is about to stop; what is in flight is finished."""
 
@@ -262,6 +274,7 @@ def from_image_error(error: preprocess.ImageError) -> ServiceError:
 _IMAGE_ERRORS: dict[type[preprocess.ImageError], type[ServiceError]] = {
     preprocess.FormatNotAllowed: FormatNotAllowed,
     preprocess.TooManyPixels: TooManyPixels,
+    preprocess.TooComplex: TooComplex,
 }
 
 

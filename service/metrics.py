@@ -25,7 +25,7 @@ from service.batcher import Answer
 from service.errors import error_codes
 from service.limits import BUDGET_BY
 
-STAGES = ("decode", "queue", "inference")
+STAGES = ("decode_queue", "decode", "queue", "inference")
 
 _SECONDS = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))
 _FLOPS = tuple(float(m * 10**e) for e in range(6, 11) for m in (1, 2, 5))
@@ -132,6 +132,8 @@ class Metrics:
             "abandoned", "Images whose caller hung up or whose deadline passed", "model"
         )
         self.queue_depth = self._gauge("queue_depth", "Images that hold a place in the queue")
+        self.decode_queue = self._gauge("decode_queue_depth", "Jobs that wait to be decoded")
+        self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held")
         self.request_seconds = self._histogram(
             "request_seconds", "From the first byte read to the last sent", _SECONDS, "route"
         )
@@ -143,9 +145,12 @@ class Metrics:
             "compute_fraction", "FLOPs of an image, as a share of full_flops", _FRACTIONS, "model"
         )
         self.batch_size = self._histogram("batch_size", "Images run at once", _SIZES)
-        self.decode_seconds, self.queue_seconds, self.inference_seconds = (
-            self.stage_seconds.labels(stage) for stage in STAGES
-        )
+        (
+            self.decode_queue_seconds,
+            self.decode_seconds,
+            self.queue_seconds,
+            self.inference_seconds,
+        ) = (self.stage_seconds.labels(stage) for stage in STAGES)
         for code in error_codes():
             self.rejected.labels(code)
 

@@ -110,7 +110,7 @@ class AutoBudget(BaseModel):
 
     mode: Literal["auto"]
     target_p95_ms: float = Field(
-        gt=0, le=60_000, allow_inf_nan=False, description="of whole requests, at least 95 in 100"
+        ge=0.01, le=60_000, allow_inf_nan=False, description="of whole requests, at least 95 in 100"
     )
     floor: Share = Field(0.1, description="the least to go down to")
     ceiling: Share = Field(1.0, description="the most, where there is time")

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         default=0.5, gt=0, le=1, description="share of the full MACs, until PUT /budget"
     )
     target_p95_ms: float | None = Field(
-        default=None, gt=0, le=60_000, description="let the budget follow the load, for this p95"
+        default=None, ge=0.01, le=60_000, description="let the budget follow the load, for this p95"
     )
     floor: float = Field(
         default=0.1, gt=0, le=1, description="the lowest budget that the load can bring about"
@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
+    max_inflight_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="bodies of all requests together"
+    )
     max_pixels: int = Field(default=40_000_000, ge=1)
     max_parts: int = Field(default=32, ge=1, description="images in one multipart request")
     max_batch: int = Field(default=16, ge=1, description="images that an engine runs at once")
@@ -111,6 +114,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_PARTS {self.max_parts} is above {PREFIX}MAX_QUEUE {self.max_queue}: "
                 "such a request could never be queued"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _body_fits_inflight(self) -> Settings:
+        # The inflated or taken-apart form of a body is held beside it.
+        if 2 * self.max_body_bytes > self.max_inflight_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_INFLIGHT_BYTES {self.max_inflight_bytes} is below twice "
+                f"{PREFIX}MAX_BODY_BYTES {self.max_body_bytes}: such a body could never be held"
             )
         return self
 

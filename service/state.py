@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from service.budget import Auto, Budget, Fixed
 from service.engines.base import Engine
 from service.errors import DefaultModel, Draining, Starting
+from service.inflight import Inflight
 from service.loader import Loader
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles
@@ -49,6 +50,10 @@ class Service:
         self.loader = Loader(settings, self.metrics, self.budget, bundles, given)
         self.metrics.queue_depth.set_function(lambda: self.loader.depth)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.inflight = Inflight(settings.max_inflight_bytes)
+        self.metrics.inflight_bytes.set_function(lambda: self.inflight.held)
+        # Python has no public count of what an executor has yet to begin.
+        self.metrics.decode_queue.set_function(self.decoders._work_queue.qsize)
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None

@@ -17,7 +17,7 @@ import numpy as np
 
 from models.bundle import Card
 from models.preprocess import Floats
-from service.errors import BadParameter, BadRequest, NotOffered, TooManyParts
+from service.errors import BadParameter, BadRequest, BodyTooLarge, NotOffered, TooManyParts
 from service.protocol.specs import input_specs, output_specs
 from service.protocol.tensors import Spec, Values, from_binary, from_json, shown
 
@@ -27,6 +27,10 @@ PARAMETERS = ("binary_data_output", *_LIMITS)
 # A preprocessed value may be this many times as large as that of any pixel: generous to other
 # ways of normalising, but not to pixels from 0 to 255, on which the network would answer nonsense.
 _REACH = 10
+
+# Python reads JSON without a pause, in which no other request is heard, and needs up to 25 times
+# the memory of the text. This much is one image of 256 × 256, or 65 of 32 × 32.
+_MOST_VALUES, _MOST_CONTAINERS = 200_000, 20_000
 
 _KINDS = {
     str: "a string",
@@ -78,6 +82,7 @@ def read_request(body: bytes, json_bytes: int | None, card: Card, max_images: in
     Raises:
         BadRequest: it does not follow the protocol, or not the model's inputs and outputs.
         BadParameter: a parameter that is not known.
+        BodyTooLarge: JSON of too many values.
         NotOffered: it wants shared memory.
         TooManyParts: more than `max_images` images.
     """
@@ -106,7 +111,9 @@ def read_object(text: bytes) -> dict[str, Any]:
 
     Raises:
         BadRequest: anything else, or nested too deeply to be read.
+        BodyTooLarge: it holds more values, arrays or objects than a request needs.
     """
+    _check_amount(text)
     try:
         found = json.loads(text.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
@@ -118,6 +125,16 @@ def read_object(text: bytes) -> dict[str, Any]:
     if type(found) is not dict:
         raise BadRequest(f"the body is {shown(found)}: it must be a JSON object")
     return found
+
+
+def _check_amount(text: bytes) -> None:
+    """Refuse JSON that would take long to read, by the signs in it, wherever they stand."""
+    containers = text.count(b"[") + text.count(b"{")
+    if text.count(b",") >= _MOST_VALUES or containers > _MOST_CONTAINERS:
+        raise BodyTooLarge(
+            f"the JSON holds more than {_MOST_VALUES} values, or {_MOST_CONTAINERS} arrays and "
+            "objects, which are the limits: send fewer images, or the values as binary data"
+        )
 
 
 def _images(

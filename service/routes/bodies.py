@@ -5,12 +5,18 @@ from __future__ import annotations
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import BodyTooLarge, NotAnImage
+from service.inflight import Holding
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int, held: Holding | None = None) -> bytes:
     """The whole body; one that is too long is refused by what it announces, or as it grows.
 
+    Args:
+        held: the body is added to it as it comes, so that what is only announced takes no place;
+            None for bodies of some settings, which are not counted.
+
     Raises:
+        TooBusy: the requests in flight hold too much.
         BodyTooLarge: it has more than `max_bytes`.
         NotAnImage: the client hung up before its end.
     """
@@ -20,9 +26,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
     try:
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
+            if len(body) + len(chunk) > max_bytes:
                 raise _too_large("has more", max_bytes)
+            if held is not None:
+                held.add(len(chunk))
+            body += chunk
     except ClientDisconnect as error:
         raise NotAnImage("the body was cut off: send all of it") from error
     return bytes(body)

@@ -69,14 +69,16 @@ async def post_classify(request: Request) -> Response:
 
 async def _answer(request: Request, call: Call, service: Service) -> Response:
     content_type = _content_type(request)
-    body = await read_body(request, service.settings.max_body_bytes)
-    if content_type.lower().startswith("multipart/"):
-        parts = await asyncio.get_running_loop().run_in_executor(
-            service.decoders, file_parts, body, content_type, service.settings.max_parts
-        )
-        results = await while_connected(request, classify(service, call, parts))
-        return _json(Classifications(results=[_part(service, result) for result in results]))
-    (result,) = await while_connected(request, classify(service, call, [body]))
+    with service.inflight.hold() as held:
+        body = await read_body(request, service.settings.max_body_bytes, held)
+        if content_type.lower().startswith("multipart/"):
+            held.add(len(body))  # its parts are copies
+            parts = await asyncio.get_running_loop().run_in_executor(
+                service.decoders, file_parts, body, content_type, service.settings.max_parts
+            )
+            results = await while_connected(request, classify(service, call, parts))
+            return _json(Classifications(results=[_part(service, result) for result in results]))
+        (result,) = await while_connected(request, classify(service, call, [body]))
     if isinstance(result, ServiceError):
         raise result
     return _json(result)

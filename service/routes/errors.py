@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from service.errors import (
     BadParameter,
@@ -27,6 +28,8 @@ from service.schemas import AutoBudget, BundlePath, ClassifyQuery, ErrorBody, Fi
 PROTOCOL = "/v2"
 
 _SHOWN_INPUT = 80
+# What a client sent is part of the sentence, and may be long.
+_MOST_CHARACTERS = 1000
 
 # A framework that reads a body lets only its own exceptions through.
 _BODY_LIMITS: dict[int, type[ServiceError]] = {408: BodyTooSlow, 413: BodyTooLarge}
@@ -42,7 +45,7 @@ _KNOWN_FIELDS: dict[str, type[BaseModel]] = {
 
 def error_body(error: ServiceError) -> ErrorBody:
     """What a refusal says."""
-    return ErrorBody(error=str(error), code=error.code)
+    return ErrorBody(error=_sentence_of(error), code=error.code)
 
 
 def error_response(error: ServiceError, path: str) -> JSONResponse:
@@ -51,8 +54,15 @@ def error_response(error: ServiceError, path: str) -> JSONResponse:
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if path == PROTOCOL or path.startswith(f"{PROTOCOL}/"):
-        return JSONResponse({"error": str(error)}, _protocol_status(error), headers)
+        return JSONResponse({"error": _sentence_of(error)}, _protocol_status(error), headers)
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
+
+
+def _sentence_of(error: ServiceError) -> str:
+    sentence = str(error)
+    if len(sentence) <= _MOST_CHARACTERS:
+        return sentence
+    return f"{sentence[: _MOST_CHARACTERS - 1]}…"
 
 
 def _protocol_status(error: ServiceError) -> int:
@@ -63,7 +73,16 @@ def _protocol_status(error: ServiceError) -> int:
 
 def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, for its documentation."""
-    return {status: {"model": ErrorBody} for status in statuses}
+    return {
+        status: busy_docs(ErrorBody) if status in (429, 503) else {"model": ErrorBody}
+        for status in statuses
+    }
+
+
+def busy_docs(body: type[BaseModel]) -> dict[str, Any]:
+    """The documentation of a refusal that does not last."""
+    wait = {"description": "seconds to wait before trying again", "schema": {"type": "integer"}}
+    return {"model": body, "headers": {"Retry-After": wait}}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -73,7 +92,10 @@ def add_error_handlers(app: FastAPI) -> None:
         refusal = _refusal(request, error)
         note_refusal(refusal.code)
         app.state.service.metrics.rejected.labels(refusal.code).inc()
-        return error_response(refusal, request.url.path)
+        response = error_response(refusal, request.url.path)
+        if isinstance(refusal, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(_methods(request))
+        return response
 
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, refuse)
@@ -84,11 +106,25 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
         return error
     if isinstance(error, RequestValidationError):
         return BadParameter(_sentence(error.errors()[0]))
+    if isinstance(error, HTTPException) and error.status_code == 400:
+        return BadParameter("the body is not a JSON object sent as application/json, in UTF-8")
     if isinstance(error, HTTPException) and error.status_code in _BODY_LIMITS:
         return _BODY_LIMITS[error.status_code](error.detail)
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
     return NotFound(f"{request.url.path} does not exist: see /docs")
+
+
+def _methods(request: Request) -> list[str]:
+    """All methods that a path has: each may be a route of its own."""
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 def _sentence(error: dict[str, Any]) -> str:

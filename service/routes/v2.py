@@ -14,6 +14,7 @@ from starlette.responses import Response
 from service.classifier import Answered, Call, answer_images, resolve
 from service.encodings import accepted_encoding, deflate, inflate
 from service.errors import BadRequest, NotOffered, ServiceError, UnknownModel
+from service.inflight import Holding
 from service.protocol.describe import (
     model_config,
     model_metadata,
@@ -25,15 +26,27 @@ from service.protocol.outputs import write_answer
 from service.protocol.specs import VERSION
 from service.registry import ServedModel
 from service.routes.bodies import read_body
-from service.routes.errors import PROTOCOL
+from service.routes.errors import PROTOCOL, busy_docs
 from service.routes.presence import while_connected
+from service.routes.v2_docs import (
+    INFER_BODY,
+    InferAnswer,
+    Live,
+    ModelConfig,
+    ModelMetadata,
+    ModelReady,
+    Ready,
+    ServerMetadata,
+    Statistics,
+)
 from service.schemas import ClassifyQuery, ProtocolErrorBody
 from service.state import Service, ServiceDep
 
 router = APIRouter(
     prefix=PROTOCOL,
     tags=["Open Inference Protocol v2"],
-    responses={"4XX": {"model": ProtocolErrorBody}},
+    # All refusals have one form. "4XX" also keeps the framework from documenting its own.
+    responses={"4XX": {"model": ProtocolErrorBody}, 503: busy_docs(ProtocolErrorBody)},
 )
 
 _JSON_BYTES = "Inference-Header-Content-Length"
@@ -42,7 +55,7 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "An inference request as JSON, which its tensors as bytes may follow.",
-        "content": {"application/json": {"schema": {"type": "object"}}},
+        "content": {"application/json": {"schema": INFER_BODY}},
     }
 }
 
@@ -64,19 +77,19 @@ def _find(request: Request, service: Service, name: str) -> ServedModel:
 ModelDep = Annotated[ServedModel, Depends(_served)]
 
 
-@router.get("", summary="Server metadata")
+@router.get("", summary="Server metadata", response_model=ServerMetadata)
 async def get_server() -> dict[str, Any]:
     """Name, version and the extensions of the protocol that are offered."""
     return server_metadata()
 
 
-@router.get("/health/live", summary="Alive?")
+@router.get("/health/live", summary="Alive?", response_model=Live)
 async def get_live() -> dict[str, bool]:
     """Whether the process lives."""
     return {"live": True}
 
 
-@router.get("/health/ready", summary="Ready for work?")
+@router.get("/health/ready", summary="Ready for work?", response_model=Ready)
 async def get_ready(service: ServiceDep) -> dict[str, bool]:
     """Whether images can be classified, now and in the next seconds."""
     service.check_staying()
@@ -84,21 +97,21 @@ async def get_ready(service: ServiceDep) -> dict[str, bool]:
 
 
 # Before the route of a model, for whose name "stats" would be taken.
-@router.get("/models/stats", summary="Statistics of all models")
+@router.get("/models/stats", summary="Statistics of all models", response_model=Statistics)
 async def get_all_statistics(service: ServiceDep) -> dict[str, Any]:
     """What every model did since it was loaded."""
     service.check_ready()
     return _statistics(*service.models.values())
 
 
-@router.get(_ONE, summary="Model metadata")
+@router.get(_ONE, summary="Model metadata", response_model=ModelMetadata)
 @router.get(_VERSIONED, include_in_schema=False)
 async def get_model(model: ModelDep) -> dict[str, Any]:
     """A model's inputs, of which a request sends one, and its outputs."""
     return model_metadata(model)
 
 
-@router.get(f"{_ONE}/ready", summary="Model ready?")
+@router.get(f"{_ONE}/ready", summary="Model ready?", response_model=ModelReady)
 @router.get(f"{_VERSIONED}/ready", include_in_schema=False)
 async def get_model_ready(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
     """Whether a model can be asked, now and in the next seconds."""
@@ -106,34 +119,42 @@ async def get_model_ready(model: ModelDep, service: ServiceDep) -> dict[str, Any
     return {"name": model.card.name, "ready": True}
 
 
-@router.get(f"{_ONE}/config", summary="Model configuration")
+@router.get(f"{_ONE}/config", summary="Model configuration", response_model=ModelConfig)
 @router.get(f"{_VERSIONED}/config", include_in_schema=False)
 async def get_model_config(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
     """A model's inputs and outputs as Triton configures them, and how to preprocess."""
     return model_config(model, service.settings.max_parts)
 
 
-@router.get(f"{_ONE}/stats", summary="Statistics of a model")
+@router.get(f"{_ONE}/stats", summary="Statistics of a model", response_model=Statistics)
 @router.get(f"{_VERSIONED}/stats", include_in_schema=False)
 async def get_model_statistics(model: ModelDep) -> dict[str, Any]:
     """What a model did since it was loaded."""
     return _statistics(model)
 
 
-@router.post(f"{_ONE}/infer", summary="Classify images", openapi_extra=_BODY)
+@router.post(
+    f"{_ONE}/infer",
+    summary="Classify images",
+    response_model=InferAnswer,
+    responses={429: busy_docs(ProtocolErrorBody), 504: {"model": ProtocolErrorBody}},
+    openapi_extra=_BODY,
+)
 @router.post(f"{_VERSIONED}/infer", include_in_schema=False)
 async def post_infer(request: Request, name: str, service: ServiceDep) -> Response:
     """Classify encoded images, or preprocessed ones, within the parameters `budget`, `cap` and
     `deadline_ms`."""
     model = _find(request, service, name)
-    with model.uses:
-        return await _infer(request, model, service)
+    with model.uses, service.inflight.hold() as held:
+        return await _infer(request, model, service, held)
 
 
-async def _infer(request: Request, model: ServedModel, service: Service) -> Response:
-    body = await read_body(request, service.settings.max_body_bytes)
+async def _infer(request: Request, model: ServedModel, service: Service, held: Holding) -> Response:
+    body = await read_body(request, service.settings.max_body_bytes, held)
     loop = asyncio.get_running_loop()
-    wanted = await loop.run_in_executor(service.decoders, _read, request, body, model, service)
+    wanted = await loop.run_in_executor(
+        service.decoders, _read, request, body, model, service, held
+    )
     state = request.state
     call = resolve(model, _query(model, wanted), state.request_id, state.started)
     work = answer_images(service, call, wanted.images)
@@ -141,9 +162,12 @@ async def _infer(request: Request, model: ServedModel, service: Service) -> Resp
     return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
-def _read(request: Request, body: bytes, model: ServedModel, service: Service) -> InferRequest:
+def _read(
+    request: Request, body: bytes, model: ServedModel, service: Service, held: Holding
+) -> InferRequest:
     max_bytes, max_images = service.settings.max_body_bytes, service.settings.max_parts
     content = inflate(body, request.headers.get("content-encoding", ""), max_bytes)
+    held.add(len(content))  # inflated or not: the images of the request are copies
     return read_request(content, _json_bytes(request), model.card, max_images)
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from models.bundle import Card
-from service.errors import BadParameter, BadRequest, NotOffered, ServiceError, TooManyParts
+from service.errors import (
+    BadParameter,
+    BadRequest,
+    BodyTooLarge,
+    NotOffered,
+    ServiceError,
+    TooManyParts,
+)
 from service.protocol.infer import InferRequest, Requested, read_object, read_request
 from service.protocol.specs import output_specs
 from tests.service.support import SIZE
@@ -246,10 +253,20 @@ def test_read_request_json_longer_than_the_body_refused(card: Card) -> None:
         (b'{"a": NaN}', "NaN is not a value"),
         (b'{"a": -Infinity}', "-Infinity is not a value"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b"[" * 10**6, "nested too deeply"),
-        (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested too deeply"),
+        (b"[" * 10_000, "nested too deeply"),
+        (b'{"a":' * 10**4 + b"1" + b"}" * 10**4, "nested too deeply"),
     ],
 )
 def test_read_object_no_json_object_refused(text: bytes, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         read_object(text)
+
+
+@pytest.mark.parametrize("text", [b"[" + b"1," * 200_000 + b"1]", b"[]" * 20_001, b"{}" * 20_001])
+def test_read_object_long_to_read_refused_unread(text: bytes) -> None:
+    with pytest.raises(BodyTooLarge, match="or the values as binary data"):
+        read_object(text)
+
+
+def test_read_object_just_short_enough_is_read() -> None:
+    assert len(read_object(b'{"a": [' + b"1," * 199_999 + b"1]}")["a"]) == 200_000

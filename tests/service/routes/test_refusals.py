@@ -159,6 +159,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "deadline NaN": (classify("?deadline_ms=nan"), 422, "bad_parameter", "deadline_ms"),
     "deadline past": (classify("?deadline_ms=0.001"), 504, "deadline_unreachable", "0.001"),
     "PUT no JSON": (put_budget(content=b"{", headers=JSON), 422, "bad_parameter", "JSON object"),
+    "PUT not UTF-8": (
+        put_budget(content=b"\xa1\xd8", headers=JSON),
+        422,
+        "bad_parameter",
+        "in UTF-8",
+    ),
     "PUT a list": (put_budget(json=[1]), 422, "bad_parameter", "JSON object"),
     "PUT nothing": (put_budget(), 422, "bad_parameter", "JSON object"),
     "unknown path": ({"method": "GET", "url": "/nope"}, 404, "not_found", "/nope"),
@@ -188,6 +194,29 @@ def test_request_bad_input_refused_and_service_stays_healthy(
     assert response.headers["x-request-id"]
     assert server.get("/healthz").json() == {"status": "ok"}
     assert server.post("/classify", content=png()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/classify", "POST"),
+        ("TRACE", "/budget", "GET, PUT"),
+        ("DELETE", "/v2/models/tiny/versions/1", "GET"),
+        ("PUT", "/docs", "GET"),
+    ],
+)
+def test_request_wrong_method_tells_the_right_ones(
+    server: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    response = server.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/classify?model=", "/v2/models/", "/"])
+def test_refusal_of_something_long_is_short(server: httpx.Client, path: str) -> None:
+    response = server.post(path + "x" * 5000)
+    assert response.is_client_error
+    assert len(response.json()["error"]) <= 1000
 
 
 def test_rejected_counts_refusals_by_code(server: httpx.Client) -> None:
