@@ -37,6 +37,7 @@ from benchmarks.measure.bundles import random_bundle
 from benchmarks.measure.floor import peak_macs, read_bytes
 from benchmarks.measure.picture import draw
 from benchmarks.measure.rivals import Rival, full_networks
+from benchmarks.measure.row import Row
 from benchmarks.measure.timing import Spread, in_turn
 from models.bundle import Bundle
 from service import costs
@@ -70,27 +71,6 @@ class Full:
     batch: int
     ms: Spread
     gmacs: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """An engine at a budget, against the fastest rival for this batch on as many threads.
-
-    Attributes:
-        ms: per image. mac_saving, time_saving: how many times less than the whole network.
-        ratio: time_saving over mac_saving, 1 if all that is saved in MACs is saved in time.
-    """
-
-    network: str
-    engine: str
-    threads: int
-    budget: float
-    batch: int
-    fraction: float
-    ms: Spread
-    mac_saving: float
-    time_saving: Spread
-    ratio: Spread
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from benchmarks.engines import Row
+from benchmarks.measure.row import Row
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

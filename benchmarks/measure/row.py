@@ -1,0 +1,28 @@
+"""What `benchmarks.engines` finds, as its table and its picture show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.measure.timing import Spread
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine at a budget, against the fastest rival for this batch on as many threads.
+
+    Attributes:
+        ms: per image. mac_saving, time_saving: how many times less than the whole network.
+        ratio: time_saving over mac_saving, 1 if all that is saved in MACs is saved in time.
+    """
+
+    network: str
+    engine: str
+    threads: int
+    budget: float
+    batch: int
+    fraction: float
+    ms: Spread
+    mac_saving: float
+    time_saving: Spread
+    ratio: Spread
