@@ -78,7 +78,7 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """A caller's key where an operator's is needed."""
+    """A caller's key, or another site's page, where an operator is needed."""
 
     status, code = 403, "forbidden"
 

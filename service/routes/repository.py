@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from service.errors import BadRequest, NotOffered
+from service.errors import BadRequest, Forbidden, NotOffered
 from service.protocol.infer import read_object
 from service.protocol.specs import VERSION
 from service.registry import bundle_names
@@ -46,7 +46,19 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
     ]
 
 
-@router.post("/models/{name}/load", summary="Load or replace a model")
+async def _own_pages_only(request: Request, service: ServiceDep) -> None:
+    """A page of another site can send a plain POST, and unlike a PUT its browser asks nobody."""
+    if request.headers.get("sec-fetch-site") == "cross-site" and not service.settings.cors_origins:
+        raise Forbidden(
+            "a page of another site may not load or unload models: name it in RNP_CORS_ORIGINS, "
+            "or send PUT or DELETE /models from elsewhere"
+        )
+
+
+_GUARDED = [Depends(_own_pages_only)]
+
+
+@router.post("/models/{name}/load", summary="Load or replace a model", dependencies=_GUARDED)
 async def post_load(name: str, request: Request, service: ServiceDep) -> Response:
     """Serve the bundle of this name that lies in the bundles' directory; see `PUT /models`."""
     await _check_parameters(request, ())
@@ -54,7 +66,7 @@ async def post_load(name: str, request: Request, service: ServiceDep) -> Respons
     return Response()
 
 
-@router.post("/models/{name}/unload", summary="Unload a model")
+@router.post("/models/{name}/unload", summary="Unload a model", dependencies=_GUARDED)
 async def post_unload(name: str, request: Request, service: ServiceDep) -> Response:
     """Serve a model no more; see `DELETE /models`."""
     await _check_parameters(request, _UNLOAD_PARAMETERS)

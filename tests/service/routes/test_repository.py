@@ -123,3 +123,14 @@ def test_load_bad_body_refused(client: httpx.Client, action: str, body: object, 
     assert (response.status_code, list(response.json())) == (400, ["error"])
     assert words in response.json()["error"]
     assert client.get("/v2/models/zebra/ready").status_code == 200
+
+
+@pytest.mark.parametrize("action", ["load", "unload"])
+def test_page_of_another_site_can_neither_load_nor_unload(
+    client: httpx.Client, action: str
+) -> None:
+    url = f"/v2/repository/models/zebra/{action}"
+    refused = client.post(url, headers={"Sec-Fetch-Site": "cross-site"})
+    assert refused.status_code == 403
+    assert "RNP_CORS_ORIGINS" in refused.json()["error"]
+    assert client.post(url, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
