@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -19,6 +20,8 @@ from service.engines.base import Engine, Floats
 from service.errors import Draining, QueueFull, ServiceError
 from service.limits import Asked, Limits
 from service.typical import Typical
+
+logger = logging.getLogger(__name__)
 
 # The longest that a refused caller is told to wait, in seconds.
 _LONGEST_RETRY_S = 60
@@ -182,14 +185,14 @@ class Batcher:
             ]
             run = []
             for job, limits in wanted:
-                if isinstance(limits, ServiceError):
+                if isinstance(limits, Exception):
                     job.answer.set_exception(limits)
                 else:
                     run.append((job, limits))
             if run:
                 self._run(run)
 
-    def _take(self) -> list[tuple[_Job, Limits | ServiceError]]:
+    def _take(self) -> list[tuple[_Job, Limits | Exception]]:
         """Wait for the next batch; empty once the batcher is closed and no place is held."""
         with self._changed:
             while True:
@@ -203,7 +206,11 @@ class Batcher:
             if not self._jobs:
                 return []
             now = time.perf_counter()
-            limits, seconds = self._plan.plan([job.asked for job in self._jobs], now)
+            limits: Sequence[Limits | Exception]
+            try:
+                limits, seconds = self._plan.plan([job.asked for job in self._jobs], now)
+            except Exception as error:  # the requests fail, the thread goes on
+                limits, seconds = [error] * len(self._jobs), 0.0
             self._busy_until = now + seconds
             self._held -= len(limits)
             return [(self._jobs.popleft(), limit) for limit in limits]
@@ -234,16 +241,20 @@ class Batcher:
                 )
                 for row, (job, limit) in enumerate(jobs)
             ]
-            self.batches += 1
             self._image_s.add(seconds / len(jobs))
-            self._plan.learn(limits, [answer.macs for answer in answers], seconds)
             self._on_batch(len(jobs), seconds)
         except Exception as error:  # the requests fail, the thread goes on
             for job, _ in jobs:
                 job.answer.set_exception(error)
             return
+        self.batches += 1
         for (job, _), answer in zip(jobs, answers, strict=True):
             job.answer.set_result(answer)
+        # Nobody need wait for it, and nobody is worse off if it fails.
+        try:
+            self._plan.learn(limits, [answer.macs for answer in answers], seconds)
+        except Exception:
+            logger.exception("the plan did not learn from a batch")
 
 
 class Reservation:

@@ -173,7 +173,19 @@ def test_run_refused_by_the_plan_not_computed(batcher: Batcher, engine: EchoEngi
 
 def test_run_plan_learns_what_its_batches_cost(batcher: Batcher, plan: EchoPlan) -> None:
     submit(batcher, 3)[0].result(10)
+    batcher.close()
     assert plan.learnt == [([3], [0])]
+
+
+def test_plan_that_breaks_fails_its_images_and_the_thread_goes_on(
+    batcher: Batcher, plan: EchoPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for broken in ("plan", "learn"):
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, broken, lambda *_: 1 / 0)
+            (future,) = submit(batcher, 1)
+            assert isinstance(future.exception(10), ZeroDivisionError) == (broken == "plan")
+        assert submit(batcher, 2)[0].result(10).logits[0] == 2
 
 
 def test_cancel_gives_its_place_back_at_once(batcher: Batcher, engine: EchoEngine) -> None:
