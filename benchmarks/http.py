@@ -21,10 +21,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.client import HTTPException
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import SHAPES, Phase, arrivals, poisson, within
+from benchmarks.load.aside import every
 from benchmarks.load.bench import Bench
 from benchmarks.load.generator import Plan, drive, driving
 from benchmarks.load.images import FORMATS, read_card, test_images
@@ -133,23 +133,14 @@ def _tracked(bench: Bench, plan: Plan, seconds: float) -> tuple[Outcome, Track]:
 def _asking(server: Server) -> Iterator[list[tuple[float, float]]]:
     """The budget in force, with the clock when it was told, while the context lasts."""
     found: list[tuple[float, float]] = []
-    stop = threading.Event()
 
     def ask() -> None:
-        while not stop.wait(ASK_S):
-            try:
-                _, answer = server.ask("GET", "/budget")
-            except (OSError, HTTPException):
-                continue
+        with suppress(OSError, HTTPException):
+            _, answer = server.ask("GET", "/budget")
             found.append((time.perf_counter(), float(answer["budget"])))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with every(ASK_S, ask):
         yield found
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _note_parts(

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from threading import Event, Thread
 
 import numpy as np
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import Floats, arrivals, poisson
+from benchmarks.load.aside import every
 from benchmarks.load.chaos import ITEMS, Case, Verdict
 from benchmarks.load.generator import Plan, drive, driving
 from benchmarks.load.images import Files, read_card, test_images
@@ -95,19 +95,8 @@ def memory(outcome: Outcome, at_s: Floats, size_bytes: Floats, most_mb: float) -
 def _weighing(server: Server, every_s: float) -> Iterator[list[tuple[float, int]]]:
     """(clock, bytes) while the context lasts."""
     found: list[tuple[float, int]] = []
-    stop = Event()
-
-    def weigh() -> None:
-        while not stop.wait(every_s):
-            found.append((time.perf_counter(), server.memory_bytes()))
-
-    thread = Thread(target=weigh)
-    thread.start()
-    try:
+    with every(every_s, lambda: found.append((time.perf_counter(), server.memory_bytes()))):
         yield found
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _plan(server: Server, files: Files, **more: object) -> Plan:

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -180,11 +179,10 @@ class Batcher:
 
     def _work(self) -> None:
         while taken := self._take():
-            wanted = [
-                (job, limits) for job, limits in taken if job.answer.set_running_or_notify_cancel()
-            ]
             run = []
-            for job, limits in wanted:
+            for job, limits in taken:
+                if not job.answer.set_running_or_notify_cancel():
+                    continue
                 if isinstance(limits, Exception):
                     job.answer.set_exception(limits)
                 else:
@@ -274,11 +272,6 @@ class Reservation:
     def __enter__(self) -> Reservation:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._batcher._release(self._places)
         self._places = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 
 from service.errors import TooBusy
 
@@ -57,11 +56,6 @@ class Holding:
     def __enter__(self) -> Holding:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._inflight._give(self._size)
         self._size = 0

@@ -77,8 +77,7 @@ class Planner:
         """
         mode = self._budget.mode
         if isinstance(mode, Fixed) and all(asked.due == math.inf for asked in waiting):
-            batch = waiting[: self._max_batch]
-            limits = [self._undisturbed(asked, mode) for asked in batch]
+            limits = [self._limits(asked, mode, 1.0) for asked in waiting[: self._max_batch]]
             shares = np.array([limit.budget for limit in limits])
             return list(limits), self.estimate.batch() + float(self.estimate.rows(shares).sum())
         return self._plan_in_time(waiting, mode, now)
@@ -186,12 +185,8 @@ class Planner:
             return 1.0
         return max(mode.budget, self._card.min_fraction)
 
-    def _undisturbed(self, asked: Asked, mode: Fixed) -> Limits:
-        by: BudgetBy = "service" if asked.budget is None else "request"
-        wanted = self._wanted(asked, mode)
-        return Limits(wanted, self._penalty(wanted), asked.cap, by)
-
     def _limits(self, asked: Asked, mode: Fixed | Auto, level: float) -> Limits:
+        """What an image may cost if there is time for this share of the full MACs."""
         low, high = self._range(asked, mode)
         level = min(max(level, low), high)
         wanted = self._wanted(asked, mode)

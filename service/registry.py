@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
 from models.compute import MacTable
@@ -36,12 +35,7 @@ class Uses:
         self._count += 1
         self._none.clear()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._count -= 1
         if not self._count:
             self._none.set()

@@ -8,7 +8,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.load.arrivals import arrivals, poisson
+from benchmarks.load.aside import every
 from benchmarks.load.generator import Plan, drive, driving
 from benchmarks.load.images import Files
 from benchmarks.load.messages import post, read_classification
@@ -197,24 +197,19 @@ def _dripping(server: Server, request: bytes) -> Iterator[list[socket.socket]]:
         places[client] = head if index % 2 else 0
         client.sendall(request[: places[client]])
         clients.append(client)
-    stop = threading.Event()
 
     def drip() -> None:
-        while not stop.wait(DRIP_S):
-            for client in list(clients):
-                try:
-                    client.sendall(request[places[client] : places[client] + 1])
-                    places[client] += 1
-                except OSError:
-                    clients.remove(client)
+        for client in list(clients):
+            try:
+                client.sendall(request[places[client] : places[client] + 1])
+                places[client] += 1
+            except OSError:
+                clients.remove(client)
 
-    thread = threading.Thread(target=drip)
-    thread.start()
     try:
-        yield clients
+        with every(DRIP_S, drip):
+            yield clients
     finally:
-        stop.set()
-        thread.join()
         for client in places:
             client.close()
 

@@ -158,3 +158,9 @@ def tied(backbone: BackboneConfig, paths: Tensor) -> Tensor:
     for layer in filter(backbone.tied, range(backbone.n_layers)):
         paths[:, layer] = paths[:, layer - 2]
     return paths
+
+
+def make_network(name: str, form: str = "priced", seed: int = 0, looks: int = 0) -> Network:
+    """A network with random weights, and an agent of this form."""
+    backbone = make_backbone(name)
+    return random_network(backbone, seed, agent_config(form, backbone, looks=looks))
