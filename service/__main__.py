@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -18,6 +19,8 @@ from service.connections import ServerConfig
 from service.settings import SettingsError, load_settings
 from service.state import Service
 
+# New objects between two collections of Python's garbage, and of older generations.
+_COLLECT = (20_000, 20, 20)
 # For the first request of a connection that was made just before a stop.
 _LINGER_S = 0.1
 
@@ -71,6 +74,11 @@ def main() -> int:
         return _fail(error, 2)
     except BundleError as error:
         return _fail(error, 1)
+    # What there is by now stays for good: never look through it again, and less often through what
+    # requests leave, of which little is in cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
     service: Service = app.state.service
     server = Server(
         ServerConfig(app, settings),

@@ -43,7 +43,8 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.state.service = service
     routers = [part.router for part in (classify, budget, models, repository, v2, operations, docs)]
     for router in routers:
-        app.include_router(router)
+        # Included as a whole, a router looks for changes of its routes in every request.
+        app.router.routes.extend(router.routes)
     docs.mount_static(app)
     add_error_handlers(app)
     routes = [route for router in routers for route in router.routes]

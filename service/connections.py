@@ -22,6 +22,7 @@ from service.errors import (
     TooManyConnections,
 )
 from service.metrics import Metrics
+from service.presence import Presence
 from service.routes.errors import error_response
 from service.settings import Settings, listed
 
@@ -87,6 +88,7 @@ class Connection(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._refusal: ServiceError | None = None
         self._running: RequestResponseCycle | None = None
+        self._presence = Presence()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room if need be, then wait for headers."""
@@ -111,10 +113,12 @@ class Connection(HttpToolsProtocol):
             # uvicorn tells only the last request, which behind it may not have begun.
             self._running.disconnected = True
             self._running.message_event.set()
+            self._presence.leave()
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
+        self._running, self._presence = cycle, Presence()
+        self._presence.attach(cycle.scope)
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:

@@ -24,10 +24,10 @@ from service.protocol.describe import (
 from service.protocol.infer import InferRequest, read_request
 from service.protocol.outputs import write_answer
 from service.protocol.specs import VERSION
+from service.presence import while_connected
 from service.registry import ServedModel
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL, busy_docs
-from service.routes.presence import while_connected
 from service.routes.v2_docs import (
     INFER_BODY,
     InferAnswer,
@@ -158,7 +158,7 @@ async def _infer(request: Request, model: ServedModel, service: Service, held: H
     state = request.state
     call = resolve(model, _query(model, wanted), state.request_id, state.started)
     work = answer_images(service, call, wanted.images)
-    answered = _all_answered(await while_connected(request, work))
+    answered = _all_answered(await while_connected(request.scope, work))
     return await loop.run_in_executor(service.decoders, _write, request, wanted, call, answered)
 
 
