@@ -15,6 +15,7 @@ from service.classifier import Answered, Call, answer_images, resolve
 from service.encodings import accepted_encoding, deflate, inflate
 from service.errors import BadRequest, NotOffered, ServiceError, UnknownModel
 from service.inflight import Holding
+from service.presence import while_connected
 from service.protocol.describe import (
     model_config,
     model_metadata,
@@ -24,7 +25,6 @@ from service.protocol.describe import (
 from service.protocol.infer import InferRequest, read_request
 from service.protocol.outputs import write_answer
 from service.protocol.specs import VERSION
-from service.presence import while_connected
 from service.registry import ServedModel
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL, busy_docs
