@@ -233,6 +233,7 @@ def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder or data set with test images")
     parser.add_argument("--bundle", type=Path, default=Path("models/bundles/cifar10-mcifarnet"))
+    parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--scenario", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
     parser.add_argument("--shapes", nargs="+", default=["bursts", "steps"], choices=SHAPES)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a run of any shape but day")
@@ -266,7 +267,7 @@ def main() -> int:
     files = test_images(flags.data, card, flags.images, flags.format, flags.cache)
     machine = report.machine()
     print(f"{machine}; {card.name}, {len(files.contents)} test images as {flags.format}")
-    with service(flags.bundle) as server:
+    with service(flags.bundle, workers=flags.workers) as server:
         bench = Bench(server, files, flags)
         bench.saturate("", flags.connections, min(2.0, flags.saturation_s))  # warm, not counted
         for scenario in flags.scenario:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers --setup [--venvs DIR] [--peers NAME ...]
     python -m benchmarks.peers --data DATA [--bundle DIR] [--venvs DIR] [--peers NAME ...]
-        [--seconds S] [--rounds N] [--workers N] [--quick]
+        [--seconds S] [--rounds N] [--workers N] [--format PNG|JPEG] [--quick]
 
 Each server runs the bundle's plain graph by ONNX Runtime and decodes as we do, in batches where it
 has them, with a worker per core, in an environment of its own: `--setup` makes them. In every round
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from benchmarks.load import report
 from benchmarks.load.arrivals import arrivals, poisson
 from benchmarks.load.generator import Plan, drive
-from benchmarks.load.images import Files, test_images
+from benchmarks.load.images import FORMATS, Files, test_images
 from benchmarks.load.messages import post, read_classification
 from benchmarks.load.outcome import Summary, summarise
 from benchmarks.load.server import ServerError, service
@@ -126,11 +126,9 @@ def run_round(
 ) -> Iterator[tuple[str, Measured]]:
     """One server in one round; ours, if there is no peer, at each of its budgets."""
     if peer is None:
-        with service(bundle.path) as server:
+        with service(bundle.path, workers=flags.workers) as server:
             for name, query in OURS.items():
-                requests = [
-                    post(f"/classify?{query}", file, "image/png") for file in files.contents
-                ]
+                requests = [post(f"/classify?{query}", file, flags.kind) for file in files.contents]
                 plan = Plan(server.host, server.port, requests, read_classification)
                 yield name, measure(plan, files, seed, flags, cost)
         return
@@ -194,12 +192,14 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64, help="that saturate a server")
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=int, default=cores, help="processes of each peer")
+    parser.add_argument("--workers", type=int, default=cores, help="processes of each server")
     parser.add_argument("--batch", type=int, default=16, help="most images of a peer's batch")
     parser.add_argument("--cache", type=Path, default=Config().cache_dir, help="of decoded images")
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--format", default="PNG", choices=FORMATS)
     parser.add_argument("--quick", action="store_true", help="seconds only, to see if it runs")
     flags = parser.parse_args()
+    flags.kind = f"image/{flags.format.lower()}"
     flags.share = Share(flags.workers, max(1, cores // flags.workers), flags.batch)
     if not flags.setup and not flags.data:
         parser.error("--data is needed, but with --setup")
@@ -217,9 +217,9 @@ def main() -> int:
         print(json.dumps({"benchmark": "peers", "setup": True, "failed": failed}))
         return 1 if failed else 0
     bundle = read_bundle(flags.bundle)
-    files = test_images(flags.data, bundle.card, flags.images, "PNG", flags.cache)
+    files = test_images(flags.data, bundle.card, flags.images, flags.format, flags.cache)
     machine = report.machine()
-    print(f"{machine}; {bundle.card.name}; {flags.workers} workers each, "
+    print(f"{machine}; {bundle.card.name}; {flags.format}; {flags.workers} workers each, "
           f"{flags.rounds} rounds of {flags.seconds:g} s")  # fmt: skip
     cost, found, missing = measure_all(peers, bundle, files, flags)
     print_table(found)
@@ -231,6 +231,7 @@ def main() -> int:
             "benchmark": "peers",
             "machine": machine,
             "bundle": bundle.card.name,
+            "format": flags.format,
             "workers": flags.workers,
             "seconds": flags.seconds,
             "generator": cost.values(),

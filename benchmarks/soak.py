@@ -41,19 +41,20 @@ SAMPLES = 400
 PRINTED = 6
 
 
-def measure_rate(bundle: Path, files: Files, seconds: float) -> float:
+def measure_rate(bundle: Path, files: Files, seconds: float, workers: int) -> float:
     """Answers a second that the service carries at its default budget."""
-    with service(bundle) as server:
+    with service(bundle, workers=workers) as server:
         plan = _plan(server, files, seconds=seconds, connections=CONNECTIONS)
         outcome = drive(plan)
     return float(outcome.ok.sum() / np.nanmax(outcome.columns["done"]))
 
 
-def soak(bundle: Path, files: Files, rate: float, seconds: float, most_mb: float) -> list[Verdict]:
+def soak(bundle: Path, files: Files, rate: float, flags: argparse.Namespace) -> list[Verdict]:
     """Load for a time; verdicts of answers and of memory."""
+    seconds = 60 * flags.minutes
     times = arrivals(poisson(seconds, 1.0), rate, seed=0)
     with (
-        service(bundle) as server,
+        service(bundle, workers=flags.workers) as server,
         driving(_plan(server, files, times=times)) as load,
         _weighing(server, seconds / SAMPLES) as samples,
     ):
@@ -66,7 +67,7 @@ def soak(bundle: Path, files: Files, rate: float, seconds: float, most_mb: float
     said += f"{summary.late} late, {summary.errors} errors"
     answers = Verdict("answers", not lost, said, asdict(summary))
     at = np.array([moment for moment, _ in samples]) - outcome.start
-    return [answers, memory(outcome, at, np.array([size for _, size in samples]), most_mb)]
+    return [answers, memory(outcome, at, np.array([size for _, size in samples]), flags.most_mb)]
 
 
 def memory(outcome: Outcome, at_s: Floats, size_bytes: Floats, most_mb: float) -> Verdict:
@@ -108,6 +109,7 @@ def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder or data set with test images")
     parser.add_argument("--bundle", type=Path, default=Path("models/bundles/cifar10-mcifarnet"))
+    parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
     parser.add_argument("--level", type=float, default=0.6, help="share of what it carries")
     parser.add_argument("--most-mb", type=float, default=0.5, help="growth per 10,000 requests")
@@ -125,15 +127,15 @@ def main() -> int:
     flags = _flags()
     files = test_images(flags.data, read_card(flags.bundle), flags.images, "PNG", flags.cache)
     machine = report.machine()
-    carried = measure_rate(flags.bundle, files, flags.saturation_s)
+    carried = measure_rate(flags.bundle, files, flags.saturation_s, flags.workers)
     rate = flags.level * carried
     print(f"{machine}; {flags.bundle.name} carries {carried:.0f} a second at its default "
-          f"budget, {rate:.0f} a second are sent", flush=True)  # fmt: skip
+          f"budget with {flags.workers} workers; {rate:.0f} are sent", flush=True)  # fmt: skip
     if flags.chaos:
         case = Case(flags.bundle, files, rate, flags.seconds)
         verdicts = [ITEMS[item](case) for item in flags.items]
     else:
-        verdicts = soak(flags.bundle, files, rate, 60 * flags.minutes, flags.most_mb)
+        verdicts = soak(flags.bundle, files, rate, flags)
     report.table("item", ("verdict", "what was seen"))
     for verdict in verdicts:
         report.line(verdict.item, ("good" if verdict.good else "BAD", verdict.said))
@@ -143,6 +145,7 @@ def main() -> int:
             "benchmark": name,
             "machine": machine,
             "bundle": flags.bundle.name,
+            "workers": flags.workers,
             "rate": rate,
             "good": all(verdict.good for verdict in verdicts),
             "verdicts": [asdict(verdict) for verdict in verdicts],

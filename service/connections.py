@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running, self._presence = cycle, Presence()
-        self._presence.attach(cycle.scope)
+        self._presence.attach(cycle.scope)  # type: ignore[arg-type]
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ ServiceError
 ├── QueueFull, RateLimited                            429
 ├── HeadersTooLarge                                   431
 ├── ClientGone                                        499
-├── InternalError                                     500
+├── InternalError, Uneven                             500
 ├── Starting, Draining, TooManyConnections, TooBusy   503
 └── DeadlineUnreachable, DeadlinePassed               504
 """
@@ -220,6 +220,12 @@ class HeadersTooLarge(ServiceError):
 
 class InternalError(ServiceError):
     """A mistake of ours; the log has the traceback under the request id."""
+
+
+class Uneven(ServiceError):
+    """A change was done in some processes of the service, and not in all."""
+
+    status, code = 500, "uneven"
 
 
 class Starting(ServiceError):

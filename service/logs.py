@@ -17,16 +17,26 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record with its `extra` fields."""
+    """Formats a record with its `extra` fields.
+
+    Args:
+        process: index of this one, if the service has several.
+    """
+
+    def __init__(self, process: int | None = None) -> None:
+        super().__init__()
+        self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
         """One line of JSON."""
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._process is not None:
+            line["process"] = self._process
         if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
         if (notes := NOTES.get()) and notes.key:
@@ -37,10 +47,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure(level: str) -> None:
+def configure(level: str, process: int | None = None) -> None:
     """Send all logs, and Python's warnings, to standard output as JSON lines."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # Those about a broken image name its values: each would be logged, and remembered for ever.

@@ -6,7 +6,7 @@ All series exist from the start, at zero, and those of a model while it is serve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,9 +15,11 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.bundle import Card
 from models.compute import FLOPS_PER_MAC
@@ -108,6 +110,17 @@ class ModelMetrics:
             groups.inc(width)
 
 
+class _Collected(CollectorRegistry):
+    """Series that were collected before."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
 class Metrics:
     """All series of one app."""
 
@@ -173,6 +186,19 @@ class Metrics:
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def text_of_all(self, process: int, others: Mapping[int, bytes]) -> bytes:
+        """All series of this process and of others, told apart by the label `process`."""
+        families: dict[str, Metric] = {}
+        for index, text in sorted({process: self.text(), **others}.items()):
+            for found in text_string_to_metric_families(text.decode()):
+                family = families.setdefault(
+                    found.name, Metric(found.name, found.documentation, found.type)
+                )
+                for sample in found.samples:
+                    labels = {**sample.labels, "process": str(index)}
+                    family.samples.append(sample._replace(labels=labels))
+        return generate_latest(_Collected(families.values()))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return self._kept(Counter(f"rnp_{name}", text, labels, registry=self.registry), labels)

@@ -36,8 +36,13 @@ class Settings(BaseSettings):
     )
     model: str | None = Field(default=None, description="default bundle; else the first by name")
     engine: Literal["auto", "onnx", "torch", "triton"] = "auto"
+    workers: int = Field(
+        default=1, ge=1, description="processes that share the port, each with engines and queues"
+    )
     threads: int = Field(
-        default_factory=lambda: _cpus(), ge=1, description="of an engine; else one per core"
+        default_factory=lambda values: max(_cpus() // values.get("workers", 1), 1),
+        ge=1,
+        description="of an engine; else one per core, shared out among the processes",
     )
     cache_dir: Path = Field(
         default_factory=lambda: _user_cache() / "runtime-neural-pruning",

@@ -20,6 +20,7 @@ from service.loader import Loader
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles
 from service.settings import Settings, SettingsError
+from service.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +35,17 @@ class Service:
         settings: read once.
         engine: runs the default bundle, until it is replaced, in place of the engine that the
             settings choose.
+        siblings: the other processes of the service, if there are any.
 
     Raises:
         BundleError: a bundle cannot be served.
         SettingsError: the default model is none of the bundles.
     """
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, engine: Engine | None = None, siblings: Siblings | None = None
+    ) -> None:
+        self.settings, self.siblings = settings, siblings
         bundles = read_bundles(settings.bundles, settings.load)
         self.default = _default(settings.model, sorted(bundles))
         self.budget = Budget(start_mode(settings))

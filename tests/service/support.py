@@ -105,8 +105,8 @@ def png(colour: int = 128, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[httpx.Client]:
-    """Run an app on a free port of loopback, as `python -m service` does."""
+def serve(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
+    """Run an app on a free port of loopback, as `python -m service` does, and wait for it."""
     server = uvicorn.Server(ServerConfig(app, app.state.service.settings))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -115,7 +115,10 @@ def serve(app: FastAPI) -> Iterator[httpx.Client]:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
-                wait_ready(client)
+                if ready:
+                    wait_ready(client)
+                else:
+                    wait_until(lambda: server.started)
                 yield client
         finally:
             server.should_exit = True

@@ -9,53 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 import models
-from tests.service.support import png, wait_ready, wait_until
-
-
-def environment(bundles: Path, **variables: str) -> dict[str, str]:
-    rest = {k: v for k, v in os.environ.items() if not k.startswith("RNP_")}
-    return rest | {"RNP_BUNDLES": str(bundles), "RNP_THREADS": "1"} | variables
-
-
-@contextmanager
-def running(
-    bundles: Path, cache: Path, **variables: str
-) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """A process and a client of it; it writes its log, which can be long, into the cache."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (cache / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            env=environment(bundles, RNP_PORT=str(port), RNP_CACHE_DIR=str(cache), **variables),
-            stdout=log,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            wait_ready(client, seconds=60)
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def log(cache: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (cache / "log").read_text().splitlines()]
+from tests.service.running import Load, accepts, environment, log, running
+from tests.service.support import png, wait_until
 
 
 @contextmanager
@@ -88,34 +53,6 @@ def test_main_sigterm_finishes_what_is_in_flight(bundles: Path, tmp_path: Path) 
     (request,) = [line for line in log(tmp_path) if line.get("request_id") == "slow"]
     assert (request["message"], request["path"], request["status"]) == ("request", "/classify", 200)
     assert errors == ""
-
-
-class Load:
-    """Clients that ask on and on, until one cannot connect or `stop` is set."""
-
-    def __init__(self, client: httpx.Client, clients: int = 4) -> None:
-        self.url = client.base_url
-        self.stop = threading.Event()
-        self.statuses: Counter[int] = Counter()
-        self.lost: list[str] = []
-        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-        for thread in self.threads:
-            thread.start()
-
-    def join(self) -> None:
-        for thread in self.threads:
-            thread.join(20)
-            assert not thread.is_alive()
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=20) as client:
-            while not self.stop.is_set():
-                try:
-                    self.statuses[client.post("/classify", content=png()).status_code] += 1
-                except httpx.ConnectError:
-                    return
-                except httpx.TransportError as error:
-                    self.lost.append(repr(error))
 
 
 def test_main_sigterm_with_a_lame_duck_loses_no_request(bundles: Path, tmp_path: Path) -> None:
@@ -187,14 +124,6 @@ def test_main_killed_is_ready_again_within_three_seconds(tmp_path: Path) -> None
         assert client.post("/classify", content=png()).status_code == 200
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
-
-
-def accepts(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=5).close()
-    except ConnectionError:
-        return False
-    return True
 
 
 def run(bundles: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,85 @@
+"""What changes a service of several processes is done in all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Uneven
+from service.notes import note_refusal
+from service.routes.errors import error_response
+from service.security.access import Role, role_of
+from service.siblings import Answer, Siblings, from_sibling
+
+logger = logging.getLogger(__name__)
+
+
+class Everywhere:
+    """ASGI middleware: what an operator changes here is changed in the others, one after another.
+
+    If one of them does not follow, the answer says so; the change can be asked for again.
+    """
+
+    def __init__(self, app: ASGIApp, siblings: Siblings) -> None:
+        self._app = app
+        self._siblings = siblings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, here and then to the others."""
+        if scope["type"] != "http" or from_sibling(scope) or not _changes(scope):
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        answer: list[Message] = []
+
+        async def read() -> Message:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            return message
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        async with self._siblings.alone():
+            await self._app(scope, read, keep)
+            behind = []
+            if answer and answer[0]["status"] < 400:
+                behind = await asyncio.to_thread(self._tell, scope, bytes(body))
+        if behind:
+            await self._refuse(behind)(scope, receive, send)
+            return
+        for message in answer:
+            await send(message)
+
+    def _tell(self, scope: Scope, body: bytes) -> list[Answer]:
+        """Those of the others that did not do the same."""
+        query = scope["query_string"].decode("latin-1")
+        target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        headers = [
+            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        ]
+        answers = self._siblings.tell(scope["method"], target, headers, body)
+        return [answer for answer in answers if not 200 <= answer.status < 400]
+
+    def _refuse(self, behind: list[Answer]) -> ASGIApp:
+        said = "; ".join(f"process {one.sibling} did not: {_said(one)}" for one in behind)
+        logger.error("the processes differ", extra={"said": said})
+        error = Uneven(f"done, but not in all processes: {said}: ask for it again")
+        note_refusal(error.code)
+        return error_response(error, "")
+
+
+def _changes(scope: Scope) -> bool:
+    reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
+    return not reads and role_of(scope["method"], scope["path"]) == Role.OPERATOR
+
+
+def _said(answer: Answer) -> str:
+    text = answer.body.decode(errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, LookupError, TypeError):
+        return text

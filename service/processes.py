@@ -1,0 +1,95 @@
+"""A service of several processes on one port: their parent, which serves nothing itself."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+
+from service.failure import fail
+from service.settings import Settings
+from service.siblings import Siblings
+
+
+def serve_in_processes(settings: Settings) -> int:
+    """Serve in as many processes as the settings say, until a stop signal; returns the exit code.
+
+    They live and die together: if one ends, the others are stopped, and whoever started the
+    service learns it from the exit code, as with one process.
+    """
+    try:
+        listener = _bind(settings.host, settings.port)
+    except OSError as error:
+        return fail(OSError(f"port {settings.port} of {settings.host}: {error.strerror}"), 1)
+    multiprocessing.allow_connection_pickling()
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="rnp-") as directory:
+        family = [
+            Siblings(index, settings.workers, Path(directory)) for index in range(settings.workers)
+        ]
+        processes = [
+            spawn.Process(target=_serve, args=(settings, siblings, listener)) for siblings in family
+        ]
+        came = _pass_signals_on(processes)
+        for process in processes:
+            process.start()
+        # When the last of them stops to listen, nobody must be left waiting at this one.
+        listener.close()
+        return _wait(processes, came)
+
+
+def _serve(settings: Settings, siblings: Siblings, listener: socket.socket) -> None:
+    from service.server import serve  # not in the parent, which would hold all of it for nothing
+
+    # A terminal's Ctrl-C reaches the parent, which passes it on: twice would mean at once.
+    os.setpgid(0, 0)
+    sys.exit(serve(settings, siblings, [listener, siblings.listen()]))
+
+
+def _wait(processes: Sequence[SpawnProcess], came: list[int]) -> int:
+    """The exit code, when all have ended; `came` are the stop signals so far."""
+    code, running = 0, list(processes)
+    while running:
+        wait([process.sentinel for process in running])
+        for process in [one for one in running if one.exitcode is not None]:
+            running.remove(process)
+            # A signal may come before a process listens to it.
+            asked = process.exitcode == 0 or -(process.exitcode or 0) in came
+            if not (came and asked):
+                code = code or max(process.exitcode or 0, 1)
+                for other in running:
+                    other.terminate()
+    return code
+
+
+def _pass_signals_on(processes: Sequence[SpawnProcess]) -> list[int]:
+    """Let the processes have the stop signals of their parent; returns those that came."""
+    came: list[int] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                if process.pid is not None and process.exitcode is None:
+                    os.kill(process.pid, signum)
+
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, pass_on)
+    return came
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    return listener

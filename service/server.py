@@ -1,0 +1,105 @@
+"""One process that serves: uvicorn around the app, until a stop signal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from models.bundle import BundleError
+from service import logs
+from service.app import create_app
+from service.connections import ServerConfig
+from service.failure import fail
+from service.settings import Settings, SettingsError
+from service.siblings import Siblings
+from service.state import Service
+
+# For the first request of a connection that was made just before a stop.
+_LINGER_S = 0.1
+# New objects between two collections of Python's garbage, and collections between those of the
+# older generations.
+_COLLECT = (20_000, 20, 20)
+
+
+class Server(uvicorn.Server):
+    """Stops in two steps: first it is said that it leaves, then no more is taken.
+
+    In between, whoever asks is answered, for as long as others may need to learn of it.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, lame_duck_s: float) -> None:
+        super().__init__(config)
+        self._service = service
+        self._lame_duck_s = lame_duck_s
+        self._stop_at: float | None = None
+        self._parent = multiprocessing.parent_process()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called on SIGTERM and SIGINT; a second one, and that of Ctrl-C, is not put off."""
+        if self.should_exit:
+            super().handle_exit(sig, frame)
+            return
+        put_off = sig == signal.SIGTERM and self._service.phase == "ready"
+        self._stop_at = time.monotonic() + (self._lame_duck_s if put_off else 0)
+        self._service.leave()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called every 0.1 s; whether to stop."""
+        if self._parent and not self._parent.is_alive():
+            os._exit(1)  # killed, and whoever starts it anew wants the port
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, answer what comes on those there are, then finish."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_LINGER_S)
+        self._service.drain()
+        await super().shutdown(sockets)
+
+
+def serve(
+    settings: Settings,
+    siblings: Siblings | None = None,
+    sockets: list[socket.socket] | None = None,
+) -> int:
+    """Serve until a stop signal; the exit code is 2 for a bad setting and 1 for a bad bundle.
+
+    Args:
+        siblings: the other processes of the service, if there are any.
+        sockets: to listen on, in place of what the settings say.
+    """
+    # uvicorn raises a stop signal once more when all is finished, to let it take its usual effect.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _exit)
+    logs.configure(settings.log_level, None if siblings is None else siblings.index)
+    try:
+        app = create_app(settings, siblings=siblings)
+    except SettingsError as error:
+        return fail(error, 2)
+    except BundleError as error:
+        return fail(error, 1)
+    service: Service = app.state.service
+    server = Server(ServerConfig(app, settings), service, settings.lame_duck_s)
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    # What there is by now stays for good: never look through it again, and less often through what
+    # requests leave, of which little is in cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT)
+    server.run(sockets)
+    return fail(service.failure, 1) if service.failure else 0
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,198 @@
+"""A service of two processes, as a whole: nobody who asks it sees that it has two."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.bundle import Card
+from service.app import create_app
+from service.settings import Settings
+from service.siblings import Siblings
+from tests.service.running import Load, accepts, environment, log, running
+from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until
+
+TWO = {"RNP_WORKERS": "2", "RNP_MODEL": "tiny"}
+# Of two processes, both have taken one of so many connections.
+MANY = 40
+
+
+@pytest.fixture
+def two_bundles(bundles: Path, card: Card, tmp_path: Path) -> Path:
+    directory = tmp_path / "bundles"
+    shutil.copytree(bundles, directory)
+    add_bundle(directory, make_card(name="other"))
+    return directory
+
+
+@pytest.fixture
+def service(
+    two_bundles: Path, tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    with running(two_bundles, tmp_path, **TWO) as service:
+        yield service
+
+
+def ask_all(client: httpx.Client, method: str, path: str) -> list[httpx.Response]:
+    """The answers on many connections of their own."""
+    with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+        return [other.request(method, path, headers={"connection": "close"}) for _ in range(MANY)]
+
+
+def samples(client: httpx.Client, name: str) -> dict[str, float]:
+    """A series that has no other labels, by process."""
+    text = client.get("/metrics").text
+    return {
+        sample.labels["process"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and sample.labels.get("model", "tiny") == "tiny"
+    }
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    serving = [int(pid) for pid in path.read_text().split()]
+    return [pid for pid in serving if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_processes_share_the_port_and_count_together(
+    service: tuple[subprocess.Popen[str], httpx.Client], tmp_path: Path
+) -> None:
+    _, client = service
+    load = Load(client, clients=16)
+    wait_until(lambda: load.statuses[200] > 100)
+    load.stop.set()
+    load.join()
+    images = samples(client, "rnp_images_total")
+    assert images.keys() == {"0", "1"}
+    assert min(images.values()) > 0
+    assert sum(images.values()) == load.statuses[200]
+    assert set(samples(client, "rnp_queue_depth")) == {"0", "1"}
+    lines = [line for line in log(tmp_path) if line.get("path") == "/classify"]
+    by_process = Counter(str(line["process"]) for line in lines)
+    assert by_process == images
+
+
+def test_budget_is_set_in_all_processes(
+    service: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    _, client = service
+    for budget in (0.875, 0.625):
+        assert client.put("/budget", json={"budget": budget}).status_code == 200
+        assert {one.json()["budget"] for one in ask_all(client, "GET", "/budget")} == {budget}
+    assert client.put("/budget", json={"budget": 2}).status_code == 422
+    assert set(samples(client, "rnp_budget").values()) == {0.625}
+
+
+def test_models_come_and_go_in_all_processes(
+    service: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    _, client = service
+    assert client.delete("/models/other").status_code == 204
+    assert {one.status_code for one in ask_all(client, "GET", "/models/other")} == {404}
+    assert client.post("/v2/repository/models/other/load", json={}).status_code == 200
+    assert {one.status_code for one in ask_all(client, "GET", "/models/other")} == {200}
+    loaded = client.put("/models/other", json={"path": "other"})
+    assert (loaded.status_code, loaded.json()["name"]) == (200, "other")
+
+
+def test_sigterm_loses_no_request_of_any_process(two_bundles: Path, tmp_path: Path) -> None:
+    with running(two_bundles, tmp_path, **TWO | {"RNP_LAME_DUCK_S": "3"}) as (process, client):
+        load = Load(client, clients=8)
+        wait_until(lambda: load.statuses[200] > 50)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: {one.status_code for one in ask_all(client, "GET", "/readyz")} == {503})
+        load.stop.set()
+        load.join()
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert load.lost == []
+    assert load.statuses.keys() == {200}
+
+
+def test_process_that_dies_ends_the_service(
+    service: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    process, client = service
+    pids = children(process)
+    assert len(pids) == 2
+    os.kill(pids[0], signal.SIGKILL)
+    assert process.wait(20) == 1
+    assert not accepts((client.base_url.host, client.base_url.port))
+
+
+def test_killed_parent_takes_the_processes_along(
+    service: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    process, client = service
+    process.kill()
+    started = time.monotonic()
+    wait_until(lambda: not accepts((client.base_url.host, client.base_url.port)))
+    assert time.monotonic() - started < 2
+
+
+def test_port_that_is_taken_is_one_sentence(
+    service: tuple[subprocess.Popen[str], httpx.Client], two_bundles: Path
+) -> None:
+    _, client = service
+    variables = environment(two_bundles, RNP_PORT=str(client.base_url.port), **TWO)
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"error: port {client.base_url.port} of 127.0.0.1: Address already in use\n"
+    )
+
+
+def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> None:
+    weights = two_bundles / "other" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment(two_bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "model.safetensors does not match its SHA-256" in done.stderr
+
+
+@pytest.fixture
+def alone(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
+    """One of two processes, the other of which is not there."""
+    app: FastAPI = create_app(settings, engine, Siblings(0, 2, tmp_path))
+    with serve(app, ready=False) as client:
+        yield client
+
+
+def test_sibling_that_does_not_follow_is_told(alone: httpx.Client) -> None:
+    wait_until(lambda: alone.get("/models").status_code == 200)
+    answer = alone.put("/budget", json={"budget": 0.75})
+    assert (answer.status_code, answer.json()["code"]) == (500, "uneven")
+    assert "process 1 did not" in answer.json()["error"]
+    assert alone.put("/budget", json={"budget": 2}).status_code == 422
+
+
+def test_readiness_and_metrics_know_of_a_sibling_that_is_not_there(alone: httpx.Client) -> None:
+    wait_until(lambda: alone.get("/models").status_code == 200)
+    answer = alone.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "starting")
+    assert "process 1 is not ready" in answer.json()["error"]
+    assert samples(alone, "rnp_images_total") == {"0": 0.0}
+    assert alone.post("/classify", content=png()).status_code == 200
