@@ -291,7 +291,7 @@ def test_preprocess_of_a_jpeg_read_smaller_is_hardly_another_image() -> None:
     smooth = photo().resize((640, 480), Image.Resampling.BICUBIC)
     preprocessing = Preprocessing(32, 36, (0.5,) * 3, (0.25,) * 3)
     content = encode(smooth, "JPEG", quality=90)
-    whole = preprocessing.pixels(decode(content, LIMIT)).astype(float)
+    whole = preprocessing.pixels(decode(content, LIMIT))
     smaller = preprocess(content, preprocessing, LIMIT)
     # A value is a quarter of the range of pixels.
     assert np.abs(smaller - preprocessing.normalise(whole)).mean() < 3 / 255 / 0.25
