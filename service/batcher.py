@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,12 +66,20 @@ class Answer:
     finished: float
 
 
+# Told what became of an image.
+Tell = Callable[[Answer | Exception], None]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     image: Floats
-    asked: Asked
-    answer: Future[Answer] = field(default_factory=Future)
+    places: Reservation
+    tell: Tell
     submitted: float = field(default_factory=time.perf_counter)
+
+    @property
+    def asked(self) -> Asked:
+        return self.places.asked
 
 
 class Batcher:
@@ -154,37 +161,29 @@ class Batcher:
 
     def _submit(self, job: _Job) -> None:
         with self._changed:
-            self._jobs.append(job)
-            self._changed.notify_all()
-        job.answer.add_done_callback(
-            lambda answer: self._forget(job) if answer.cancelled() else None
-        )
+            if job.places.left:
+                self._jobs.append(job)
+                self._changed.notify()
 
-    def _forget(self, job: _Job) -> None:
-        """Take an image out of the queue that nobody waits for any more."""
+    def _give_back(self, places: Reservation) -> None:
         with self._changed:
-            if job in self._jobs:
+            self._held -= places.left
+            places.left = 0
+            waiting = [job for job in self._jobs if job.places is places]
+            for job in waiting:
                 self._jobs.remove(job)
-                self._held -= 1
-                self._changed.notify_all()
+            self._changed.notify()
 
     def _retry_after_s(self) -> int:
         """Whole seconds in which what waits now will have been answered, at the measured rate."""
         return min(max(math.ceil(self._held * self._image_s.mean), 1), _LONGEST_RETRY_S)
 
-    def _release(self, places: int) -> None:
-        with self._changed:
-            self._held -= places
-            self._changed.notify_all()
-
     def _work(self) -> None:
         while taken := self._take():
             run = []
             for job, limits in taken:
-                if not job.answer.set_running_or_notify_cancel():
-                    continue
                 if isinstance(limits, Exception):
-                    job.answer.set_exception(limits)
+                    job.tell(limits)
                 else:
                     run.append((job, limits))
             if run:
@@ -211,7 +210,10 @@ class Batcher:
                 limits, seconds = [error] * len(self._jobs), 0.0
             self._busy_until = now + seconds
             self._held -= len(limits)
-            return [(self._jobs.popleft(), limit) for limit in limits]
+            taken = [(self._jobs.popleft(), limit) for limit in limits]
+            for job, _ in taken:
+                job.places.left -= 1
+            return taken
 
     def _worth_no_wait(self) -> bool:
         return len(self._jobs) >= self._max_batch or self._closed
@@ -243,11 +245,11 @@ class Batcher:
             self._on_batch(len(jobs), seconds)
         except Exception as error:  # the requests fail, the thread goes on
             for job, _ in jobs:
-                job.answer.set_exception(error)
+                job.tell(error)
             return
         self.batches += 1
         for (job, _), answer in zip(jobs, answers, strict=True):
-            job.answer.set_result(answer)
+            job.tell(answer)
         # Nobody need wait for it, and nobody is worse off if it fails.
         try:
             self._plan.learn(limits, [answer.macs for answer in answers], seconds)
@@ -256,22 +258,28 @@ class Batcher:
 
 
 class Reservation:
-    """Places in the queue; those that were not used are given back on leaving the `with`."""
+    """Places in the queue; on leaving the `with`, images that no batch took give theirs up.
+
+    Attributes:
+        asked: what is asked of each of the images.
+        left: places that it still holds, for images in the queue or yet to come.
+    """
 
     def __init__(self, batcher: Batcher, places: int, asked: Asked) -> None:
-        self._batcher, self._places, self._asked = batcher, places, asked
+        self._batcher, self.left, self.asked = batcher, places, asked
 
-    def submit(self, image: Floats) -> Future[Answer]:
-        """Queue one image: (3, H, W) float32; to cancel it gives up its place."""
-        assert self._places > 0, "more images than places reserved"
-        self._places -= 1
-        job = _Job(image, self._asked)
-        self._batcher._submit(job)
-        return job.answer
+    def submit(self, image: Floats, tell: Tell) -> None:
+        """Queue one image, from any thread; if the places were given back nothing happens.
+
+        Args:
+            image: (3, H, W) float32.
+            tell: called from the batcher's thread, which it must not hold up.
+        """
+        self._batcher._submit(_Job(image, self, tell))
 
     def __enter__(self) -> Reservation:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._batcher._release(self._places)
-        self._places = 0
+        if self.left:
+            self._batcher._give_back(self)

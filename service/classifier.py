@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from models.compute import FLOPS_PER_MAC, MacTable, path_macs
-from models.preprocess import Floats, ImageError, Preprocessing, preprocess
+from models.preprocess import Floats, ImageError, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
@@ -73,19 +73,23 @@ async def answer_images(
     with call.model.batcher.reserve(len(images), call.asked) as places:
         if len(images) == 1:
             return [await _answer_one(service, call, images[0], places)]
-        return await asyncio.gather(
-            *(_answer_one(service, call, image, places) for image in images)
+        # One that breaks must not leave others waiting in places that are given back.
+        results = await asyncio.gather(
+            *(_answer_one(service, call, image, places) for image in images),
+            return_exceptions=True,
         )
+    return [_raised(result) for result in results]
 
 
 async def _answer_one(
     service: Service, call: Call, image: bytes | Floats, places: Reservation
 ) -> Answered | ServiceError:
     asked, metrics = call.asked, call.model.metrics
+    way = _Way(service, call, places)
     try:
         async with _until(asked.due):
-            values, decode_s = await _decoded(service, call, image)
-            answer = await asyncio.wrap_future(places.submit(values))
+            way.begin(image)
+            answer = await way.answer
     except TimeoutError:
         metrics.totals.failed += 1
         metrics.abandoned.inc()
@@ -104,19 +108,25 @@ async def _answer_one(
             return error
         raise
     service.metrics.queue_seconds.observe(answer.queue_s)
-    metrics.observe(answer, decode_s)
+    metrics.observe(answer, way.decode_s)
     now = time.perf_counter()
-    call.model.planner.answered(decode_s, now - answer.finished, now - asked.started)
+    call.model.planner.answered(way.decode_s, now - answer.finished, now - asked.started)
     note_image(
         call.model.card.name,
         answer.limits.budget,
         macs=answer.macs,
         full_macs=call.model.table.full,
-        decode_s=decode_s,
+        decode_s=way.decode_s,
         queue_s=answer.queue_s,
         inference_s=answer.inference_s,
     )
-    return Answered(answer, decode_s)
+    return Answered(answer, way.decode_s)
+
+
+def _raised(result: Answered | ServiceError | BaseException) -> Answered | ServiceError:
+    if isinstance(result, Answered | ServiceError):
+        return result
+    raise result
 
 
 def _until(due: float) -> AbstractAsyncContextManager[object]:
@@ -126,30 +136,42 @@ def _until(due: float) -> AbstractAsyncContextManager[object]:
     return asyncio.timeout(due - time.perf_counter())
 
 
-async def _decoded(service: Service, call: Call, image: bytes | Floats) -> tuple[Floats, float]:
-    """An image as the network takes it, and the seconds that decoding took: 0 if there was none."""
-    if not isinstance(image, bytes):
-        return image, 0.0
-    submitted = time.perf_counter()
-    values, started, seconds = await asyncio.get_running_loop().run_in_executor(
-        service.decoders,
-        _decode,
-        image,
-        call.model.card.preprocessing,
-        service.settings.max_pixels,
-    )
-    service.metrics.decode_queue_seconds.observe(started - submitted)
-    service.metrics.decode_seconds.observe(seconds)
-    return values, seconds
+class _Way:
+    """The way of one image through decoding and the queue, without a stop on the event loop.
 
+    Attributes:
+        answer: settled by the service's mailbox; to cancel it ends the way before its decoding.
+        decode_s: seconds that decoding took, 0 if there was none.
+    """
 
-def _decode(
-    content: bytes, preprocessing: Preprocessing, max_pixels: int
-) -> tuple[Floats, float, float]:
-    """The image, when its decoding began, and the seconds it took."""
-    started = time.perf_counter()
-    image = preprocess(content, preprocessing, max_pixels)
-    return image, started, time.perf_counter() - started
+    def __init__(self, service: Service, call: Call, places: Reservation) -> None:
+        self._service, self._places = service, places
+        self._preprocessing = call.model.card.preprocessing
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.decode_s = 0.0
+
+    def begin(self, image: bytes | Floats) -> None:
+        """Set out with an image file, or a (3, H, W) preprocessed array."""
+        if isinstance(image, bytes):
+            self._service.decoders.submit(self._decode, image, time.perf_counter())
+        else:
+            self._places.submit(image, self._tell)
+
+    def _decode(self, content: bytes, submitted: float) -> None:
+        if self.answer.done():
+            return
+        metrics, started = self._service.metrics, time.perf_counter()
+        try:
+            image = preprocess(content, self._preprocessing, self._service.settings.max_pixels)
+            self.decode_s = time.perf_counter() - started
+            metrics.decode_queue_seconds.observe(started - submitted)
+            metrics.decode_seconds.observe(self.decode_s)
+            self._places.submit(image, self._tell)
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, outcome: Answer | Exception) -> None:
+        self._service.mailbox.put(self.answer, outcome)
 
 
 def _classification(call: Call, answered: Answered) -> Classification:

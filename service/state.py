@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
+from service.batcher import Answer
 from service.budget import Auto, Budget, Fixed
 from service.engines.base import Engine
 from service.errors import DefaultModel, Draining, Starting
 from service.inflight import Inflight
 from service.loader import Loader
+from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles
 from service.settings import Settings, SettingsError
@@ -54,6 +56,7 @@ class Service:
         self.loader = Loader(settings, self.metrics, self.budget, bundles, given)
         self.metrics.queue_depth.set_function(lambda: self.loader.depth)
         self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.mailbox: Mailbox[Answer] = Mailbox()
         self.inflight = Inflight(settings.max_inflight_bytes)
         self.metrics.inflight_bytes.set_function(lambda: self.inflight.held)
         # Python has no public count of what an executor has yet to begin.

@@ -3,11 +3,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from service.batcher import Answer, Batcher
+from service.batcher import Answer, Batcher, Reservation
 from service.engines.base import Result
 from service.errors import DeadlineUnreachable, Draining, QueueFull
 from service.limits import Asked, Limits
@@ -81,12 +82,27 @@ def image(value: float) -> np.ndarray:
     return np.full((3, 2, 2), value, np.float32)
 
 
-def submit(batcher: Batcher, *values: float) -> list:
-    futures = []
-    for value in values:
-        with batcher.reserve(1, asked(value, value / 4)) as places:
-            futures.append(places.submit(image(value)))
-    return futures
+class Waiting(Future):
+    """The answer of an image; to cancel it gives up its place."""
+
+    def __init__(self, places: Reservation, value: float) -> None:
+        super().__init__()
+        self.places = places
+        places.submit(image(value), self.tell)
+
+    def tell(self, outcome: Answer | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.set_exception(outcome)
+        else:
+            self.set_result(outcome)
+
+    def cancel(self) -> bool:
+        self.places.__exit__()
+        return super().cancel()
+
+
+def submit(batcher: Batcher, *values: float) -> list[Waiting]:
+    return [Waiting(batcher.reserve(1, asked(value, value / 4)), value) for value in values]
 
 
 def asked(budget: float, cap: float | None = None) -> Asked:
@@ -113,7 +129,7 @@ def test_submit_rows_keep_order_penalty_and_cap(batcher: Batcher, engine: EchoEn
 
 def test_submit_without_a_cap_is_an_infinite_one(batcher: Batcher) -> None:
     with batcher.reserve(1, asked(1)) as places:
-        logits = places.submit(image(1)).result(10).logits
+        logits = Waiting(places, 1).result(10).logits
     assert logits.tolist() == [1, 0.5, np.inf]
 
 
@@ -141,6 +157,32 @@ def test_reserve_unused_places_given_back(batcher: Batcher) -> None:
     for _ in range(3):
         with batcher.reserve(8, asked(1)):
             assert batcher.depth == 8
+    assert batcher.depth == 0
+
+
+def test_places_given_back_take_their_images_out_of_the_queue_and_no_more_in(
+    batcher: Batcher, engine: EchoEngine
+) -> None:
+    (running,) = hold(batcher, engine)
+    with batcher.reserve(3, asked(1)) as places:
+        given_up = [Waiting(places, value) for value in (1, 2)]
+        (kept,) = submit(batcher, 3)
+        assert batcher.depth == 4
+    assert batcher.depth == 1
+    places.submit(image(4), given_up[0].tell)
+    engine.gate.set()
+    assert [one.result(10).logits[0] for one in (running, kept)] == [0, 3]
+    assert batcher.depth == 0
+    assert not any(one.done() for one in given_up)
+    assert engine.batches == [1, 1]
+
+
+def test_places_of_a_running_batch_given_back_once(batcher: Batcher, engine: EchoEngine) -> None:
+    engine.gate.clear()
+    with batcher.reserve(2, asked(1)) as places:
+        Waiting(places, 1)
+        assert engine.started.wait(10)
+        assert batcher.depth == 1
     assert batcher.depth == 0
 
 
@@ -263,7 +305,8 @@ def test_close_answers_what_holds_a_place(engine: EchoEngine) -> None:
         closing.start()
         engine.gate.set()
         futures[-1].result(10)
-        futures.append(places.submit(image(3)))
+        futures.append(Waiting(places, 3))
+        futures[-1].result(10)
     closing.join(10)
     assert not closing.is_alive()
     assert [future.result(0).logits[0] for future in futures] == [1, 2, 3]
