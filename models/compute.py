@@ -8,6 +8,7 @@ multiply nothing by a weight and are not counted, as in the literature.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class MacTable:
     def groups(self) -> int:
         return int(self.layers.shape[1])
 
-    @property
+    @cached_property
     def full(self) -> int:
         """MACs of the plain backbone, no agent."""
         return int(self.layers[:, -1, -1, -1].sum() + self.head[-1])

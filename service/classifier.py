@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
-from models.compute import FLOPS_PER_MAC, MacTable, path_macs
+from models.compute import FLOPS_PER_MAC
 from models.preprocess import Floats, ImageError, preprocess
 from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
@@ -182,7 +182,7 @@ def _classification(call: Call, answered: Answered) -> Classification:
         budget=answer.limits.budget,
         budget_by=answer.limits.by,
         cap=answer.limits.cap,
-        compute=_compute(call.model.table, answer),
+        compute=_compute(call.model, answer),
         timing_ms=_timing(decode_s, answer, time.perf_counter() - call.asked.started),
         request_id=call.request_id,
     )
@@ -196,15 +196,15 @@ def _predictions(logits: Floats, labels: tuple[str, ...], top_k: int) -> list[Pr
     ]
 
 
-def _compute(table: MacTable, answer: Answer) -> Compute:
-    backbone_macs = int(path_macs(answer.widths[None], table, agent=False)[0])
+def _compute(model: ServedModel, answer: Answer) -> Compute:
+    table, widths = model.table, answer.widths.tolist()
     return Compute(
         macs=answer.macs,
         flops=FLOPS_PER_MAC * answer.macs,
         fraction=answer.macs / table.full,
         full_macs=table.full,
-        agent_macs=answer.macs - backbone_macs,
-        widths=answer.widths.tolist(),
+        agent_macs=answer.macs - model.backbone_macs(tuple(widths)),
+        widths=widths,
         groups=table.groups,
     )
 

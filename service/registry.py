@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
-from models.compute import MacTable
+from models.compute import MacTable, path_macs
 from service.batcher import Batcher
 from service.budget import Budget
 from service.correction import Correction
@@ -21,6 +24,9 @@ from service.estimate import Estimate
 from service.metrics import Metrics, ModelMetrics
 from service.planner import Planner
 from service.settings import Settings
+
+# Paths whose cost is remembered: an agent that decides layer by layer takes many, others a few.
+_KNOWN_PATHS = 4096
 
 
 class Uses:
@@ -64,6 +70,16 @@ class ServedModel:
     metrics: ModelMetrics
     costs: CostTable | None = None
     uses: Uses = field(default_factory=Uses)
+
+    @cached_property
+    def backbone_macs(self) -> Callable[[tuple[int, ...]], int]:
+        """Tells the MACs of the backbone along a path, given by the widths of its layers."""
+
+        @lru_cache(_KNOWN_PATHS)
+        def macs(widths: tuple[int, ...]) -> int:
+            return int(path_macs(np.array([widths]), self.table, agent=False)[0])
+
+        return macs
 
     def check(self, budget: float | None, cap: float | None) -> None:
         """Check what a request asks for.

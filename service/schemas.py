@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -36,7 +37,9 @@ class ClassifyQuery(BaseModel):
     model: str | None = Field(None, description="name of a bundle; absent: the default one")
 
 
-class Prediction(BaseModel):
+# The parts of an answer need no check, without which they are made in a third of the time.
+@dataclass(slots=True)
+class Prediction:
     """One class and its probability."""
 
     label: str
@@ -44,19 +47,25 @@ class Prediction(BaseModel):
     probability: float
 
 
-class Compute(BaseModel):
+@dataclass(slots=True)
+class Compute:
     """What an image cost; 1 MAC = 2 FLOPs."""
 
-    macs: int = Field(description="computed, the agent included")
+    macs: Annotated[int, Field(description="computed, the agent included")]
     flops: int
-    fraction: float = Field(description="macs / full_macs")
-    full_macs: int = Field(description="of the plain backbone")
-    agent_macs: int = Field(description="spent on choosing the path, earlier paths included")
-    widths: list[int] = Field(description="groups computed per layer, along the last path")
-    groups: int = Field(description="groups that a layer has")
+    fraction: Annotated[float, Field(description="macs / full_macs")]
+    full_macs: Annotated[int, Field(description="of the plain backbone")]
+    agent_macs: Annotated[
+        int, Field(description="spent on choosing the path, earlier paths included")
+    ]
+    widths: Annotated[
+        list[int], Field(description="groups computed per layer, along the last path")
+    ]
+    groups: Annotated[int, Field(description="groups that a layer has")]
 
 
-class Timing(BaseModel):
+@dataclass(slots=True)
+class Timing:
     """Milliseconds; `inference` is that of the whole batch."""
 
     decode: float
@@ -65,17 +74,21 @@ class Timing(BaseModel):
     total: float
 
 
-class Classification(BaseModel):
+@dataclass(slots=True)
+class Classification:
     """The answer for one image."""
 
     model: str
     predictions: list[Prediction]
     budget: float
-    budget_by: BudgetBy = Field(
-        description="who set it: the request, the service's budget in force, the load that brought "
-        "it down, or the deadline"
-    )
-    cap: float | None = Field(description="with a deadline no more than what time allows")
+    budget_by: Annotated[
+        BudgetBy,
+        Field(
+            description="who set it: the request, the service's budget in force, the load that "
+            "brought it down, or the deadline"
+        ),
+    ]
+    cap: Annotated[float | None, Field(description="with a deadline no more than what time allows")]
     compute: Compute
     timing_ms: Timing
     request_id: str

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.types import Receive, Scope, Send
 
 from service.classifier import Call, classify, resolve
 from service.errors import FormatNotAllowed, ServiceError
@@ -25,9 +26,14 @@ class _Direct(APIRoute):
     """A route whose endpoint takes the request and returns the response: as it is described in the
     documentation, but without the framework's reading and solving of parameters."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return endpoint
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        # What it raises is turned into an answer around all routes; around each is once too often.
+        self.app = self._serve
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response: Response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 router = APIRouter(tags=["classify"], route_class=_Direct)
@@ -40,6 +46,7 @@ _PARTS = {
         "properties": {"file": {"type": "array", "items": _BINARY["schema"]}},
     }
 }
+_ANSWER = TypeAdapter(Classification)
 _QUERY = ClassifyQuery.model_json_schema()["properties"]
 _DOCS: dict[str, Any] = {
     "parameters": [
@@ -89,11 +96,12 @@ async def _answer(request: Request, call: Call, service: Service) -> Response:
                 service.decoders, file_parts, body, content_type, service.settings.max_parts
             )
             results = await while_connected(request.scope, classify(service, call, parts))
-            return _json(Classifications(results=[_part(service, result) for result in results]))
+            answer = Classifications(results=[_part(service, result) for result in results])
+            return _json(answer.model_dump_json())
         (result,) = await while_connected(request.scope, classify(service, call, [body]))
     if isinstance(result, ServiceError):
         raise result
-    return _json(result)
+    return _json(_ANSWER.dump_json(result))
 
 
 def _query(request: Request) -> ClassifyQuery:
@@ -105,8 +113,8 @@ def _query(request: Request) -> ClassifyQuery:
         raise RequestValidationError(errors) from error
 
 
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json")
+def _json(answer: str | bytes) -> Response:
+    return Response(answer, media_type="application/json")
 
 
 def _part(service: Service, result: Classification | ServiceError) -> Classification | ErrorBody:
