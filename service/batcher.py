@@ -17,6 +17,7 @@ import numpy.typing as npt
 from service.engines.base import Engine, Floats
 from service.errors import Draining, QueueFull, ServiceError
 from service.limits import Asked, Limits
+from service.ranking import probabilities, rankings
 from service.typical import Typical
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Answer:
 
     Attributes:
         logits: (C,) float32.
+        probabilities: (C,) float64.
+        ranking: (C,) int64, the classes, most probable first.
         widths: (L,) int64, groups computed per layer.
         macs: multiply–accumulates computed, the agent included.
         limits: what it was allowed to cost.
@@ -58,6 +61,8 @@ class Answer:
     """
 
     logits: Floats
+    probabilities: npt.NDArray[np.float64]
+    ranking: npt.NDArray[np.int64]
     widths: npt.NDArray[np.int64]
     macs: int
     limits: Limits
@@ -229,9 +234,13 @@ class Batcher:
             )
             finished = time.perf_counter()
             seconds = finished - started
+            # Here for all at once: on the event loop, each call waits for the other threads.
+            shares, order = probabilities(result.logits), rankings(result.logits)
             answers = [
                 Answer(
                     logits=result.logits[row],
+                    probabilities=shares[row],
+                    ranking=order[row],
                     widths=result.widths[row],
                     macs=int(result.macs[row]),
                     limits=limit,

@@ -15,7 +15,6 @@ from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
 from service.notes import note_image
-from service.ranking import probabilities, ranking
 from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
 from service.state import Service
@@ -178,7 +177,7 @@ def _classification(call: Call, answered: Answered) -> Classification:
     answer, decode_s = answered.answer, answered.decode_s
     return Classification(
         model=call.model.card.name,
-        predictions=_predictions(answer.logits, call.model.card.labels, call.top_k),
+        predictions=_predictions(answer, call.model.card.labels, call.top_k),
         budget=answer.limits.budget,
         budget_by=answer.limits.by,
         cap=answer.limits.cap,
@@ -188,11 +187,10 @@ def _classification(call: Call, answered: Answered) -> Classification:
     )
 
 
-def _predictions(logits: Floats, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
-    shares = probabilities(logits)
+def _predictions(answer: Answer, labels: tuple[str, ...], top_k: int) -> list[Prediction]:
     return [
-        Prediction(label=labels[index], index=index, probability=float(shares[index]))
-        for index in ranking(logits, top_k)
+        Prediction(label=labels[index], index=index, probability=float(answer.probabilities[index]))
+        for index in answer.ranking[:top_k].tolist()
     ]
 
 

@@ -13,6 +13,7 @@ from service.notes import NOTES
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
+_encode = json.JSONEncoder(default=str).encode
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -44,7 +45,7 @@ class JsonFormatter(logging.Formatter):
         line.update({k: v for k, v in vars(record).items() if k not in _STANDARD})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 def configure(level: str, process: int | None = None) -> None:
@@ -53,5 +54,7 @@ def configure(level: str, process: int | None = None) -> None:
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What no line tells need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # Those about a broken image name its values: each would be logged, and remembered for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")

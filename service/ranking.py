@@ -1,4 +1,4 @@
-"""From logits to probabilities and an order of classes."""
+"""From logits to probabilities and an order of classes, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from models.preprocess import Floats
 
 
 def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    """Softmax of one image's logits: (C,) to (C,)."""
-    # By the ufuncs themselves: of a few classes, the methods around them take most of the time.
-    powers = np.exp(logits.astype(np.float64) - np.maximum.reduce(logits))
-    shares: npt.NDArray[np.float64] = powers / np.add.reduce(powers)
+    """Softmax of each image's logits: (N, C) to (N, C)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return shares
 
 
-def ranking(logits: Floats, top_k: int) -> list[int]:
-    """Indices of the `top_k` largest of (C,) logits, largest first; of equals the first."""
-    order: list[int] = (-logits).argsort(kind="stable")[:top_k].tolist()
-    return order
+def rankings(logits: Floats) -> npt.NDArray[np.int64]:
+    """Classes by each image's logits, largest first, of equals the first: (N, C) to (N, C)."""
+    return np.argsort(-logits, axis=1, kind="stable")

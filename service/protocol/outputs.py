@@ -12,7 +12,6 @@ from service.batcher import Answer
 from service.protocol.infer import InferRequest, Requested
 from service.protocol.specs import VERSION, output_specs
 from service.protocol.tensors import Tensor, Values, classification, to_binary, to_json
-from service.ranking import probabilities, ranking
 from service.registry import ServedModel
 
 
@@ -60,7 +59,7 @@ def _tensor(requested: Requested, model: ServedModel, answers: Sequence[Answer])
     spec = output_specs(model.card)[requested.name]
     values = _values(requested.name, model, answers)
     if requested.classes and not isinstance(values, list):
-        orders = [ranking(answer.logits, requested.classes) for answer in answers]
+        orders = [answer.ranking[: requested.classes].tolist() for answer in answers]
         return classification(spec.name, values, orders, model.card.labels)
     return Tensor(spec.name, spec.datatype, (len(answers), *spec.shape[1:]), values)
 
@@ -68,13 +67,11 @@ def _tensor(requested: Requested, model: ServedModel, answers: Sequence[Answer])
 def _values(name: str, model: ServedModel, answers: Sequence[Answer]) -> Values:
     match name:
         case "probabilities":
-            shares = [probabilities(answer.logits) for answer in answers]
-            return np.array(shares, np.float32)
+            return np.array([answer.probabilities for answer in answers], np.float32)
         case "logits":
             return np.array([answer.logits for answer in answers], np.float32)
         case "label":
-            best = [ranking(answer.logits, 1)[0] for answer in answers]
-            return [model.card.labels[index].encode() for index in best]
+            return [model.card.labels[answer.ranking[0]].encode() for answer in answers]
         case "widths":
             return np.array([answer.widths for answer in answers], np.int64)
         case "macs":

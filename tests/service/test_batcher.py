@@ -23,17 +23,21 @@ class EchoEngine:
         self.gate, self.started = threading.Event(), threading.Event()
         self.gate.set()
         self.batches: list[int] = []
+        self.caps: list[float] = []
         self.threads: set[str] = set()
 
     def run(self, images: np.ndarray, penalty: np.ndarray, cap: np.ndarray) -> Result:
         self.batches.append(len(images))
+        self.caps += cap.tolist()
         self.threads.add(threading.current_thread().name)
         self.started.set()
         assert self.gate.wait(10)
         if np.isnan(images).any():
             raise ValueError("broken image")
-        logits = np.stack([images[:, 0, 0, 0], penalty, cap], axis=1).astype(np.float32)
-        return Result(logits, np.ones((len(images), 2), np.int64), np.arange(len(images)))
+        logits = np.stack([images[:, 0, 0, 0], penalty, np.minimum(cap, 99)], axis=1)
+        return Result(
+            logits.astype(np.float32), np.ones((len(images), 2), np.int64), np.arange(len(images))
+        )
 
 
 class EchoPlan:
@@ -127,10 +131,18 @@ def test_submit_rows_keep_order_penalty_and_cap(batcher: Batcher, engine: EchoEn
     assert engine.threads == {"inference"}
 
 
-def test_submit_without_a_cap_is_an_infinite_one(batcher: Batcher) -> None:
+def test_submit_without_a_cap_is_an_infinite_one(batcher: Batcher, engine: EchoEngine) -> None:
     with batcher.reserve(1, asked(1)) as places:
-        logits = Waiting(places, 1).result(10).logits
-    assert logits.tolist() == [1, 0.5, np.inf]
+        Waiting(places, 1).result(10)
+    assert engine.caps == [np.inf]
+
+
+def test_submit_answer_ranks_the_classes(batcher: Batcher) -> None:
+    (future,) = submit(batcher, 1)
+    answer: Answer = future.result(10)
+    assert answer.ranking.tolist() == [0, 1, 2]
+    powers = np.exp([1, 0.5, 0.25])
+    np.testing.assert_allclose(answer.probabilities, powers / powers.sum())
 
 
 def test_submit_answer_holds_its_row_and_times(batcher: Batcher) -> None:

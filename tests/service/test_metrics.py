@@ -24,7 +24,8 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 
 def answer(macs: int, *widths: int) -> Answer:
-    return Answer(np.zeros(3, np.float32), np.array(widths), macs, LIMITS, 0.001, 0.002, 0.0)
+    zeros, order = np.zeros(3, np.float32), np.arange(3)
+    return Answer(zeros, zeros, order, np.array(widths), macs, LIMITS, 0.001, 0.002, 0.0)
 
 
 def test_series_exist_from_the_start_at_zero(card: Card) -> None:

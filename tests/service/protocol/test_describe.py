@@ -54,11 +54,10 @@ def test_model_config_agrees_with_the_metadata(model: ServedModel) -> None:
 
 def test_model_statistics_sum_over_images(model: ServedModel) -> None:
     totals = model.metrics.totals
+    zeros, ones = np.zeros(3, np.float32), np.ones(3, np.int64)
     totals.failed = 1
     for _ in range(2):
-        totals.add(
-            Answer(np.zeros(3, np.float32), np.ones(3, np.int64), 9, LIMITS, 0.5, 0.25, 0.0), 0.125
-        )
+        totals.add(Answer(zeros, zeros, ones, ones, 9, LIMITS, 0.5, 0.25, 0.0), 0.125)
     found = model_statistics(model)
     stats = found["inference_stats"]
     assert found["inference_count"] == 2

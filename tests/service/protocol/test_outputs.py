@@ -12,7 +12,7 @@ from service.protocol.infer import InferRequest, Requested
 from service.protocol.outputs import write_answer
 from service.protocol.specs import output_specs
 from service.protocol.tensors import from_binary
-from service.ranking import probabilities
+from service.ranking import probabilities, rankings
 from service.registry import ServedModel
 
 LOGITS = np.array([[1, 3, 2], [4, -1, 0.5]], np.float32)
@@ -22,7 +22,8 @@ NO_CAP = Limits(0.5, 0.1, None)
 
 
 def answers(*limits: Limits) -> list[Answer]:
-    rows = zip(LOGITS, WIDTHS, MACS, limits, strict=False)
+    shares, orders = probabilities(LOGITS), rankings(LOGITS)
+    rows = zip(LOGITS, shares, orders, WIDTHS, MACS, limits, strict=False)
     return [Answer(*row, queue_s=0.001, inference_s=0.002, finished=0) for row in rows]
 
 
@@ -34,7 +35,7 @@ def write(model: ServedModel, *outputs: Requested) -> tuple[Any, bytes]:
 
 
 def expected(model: ServedModel) -> dict[str, list[Any]]:
-    shares = np.array([probabilities(logits) for logits in LOGITS], np.float32)
+    shares = probabilities(LOGITS).astype(np.float32)
     return {
         "probabilities": shares.tolist(),
         "logits": LOGITS.tolist(),
