@@ -46,6 +46,8 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        # What is traced, `service.tracing` decides; else it is looked for in every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     routers = [part.router for part in (classify, budget, models, repository, v2, operations, docs)]

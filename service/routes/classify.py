@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -107,7 +108,8 @@ async def _answer(request: Request, call: Call, service: Service) -> Response:
 def _query(request: Request) -> ClassifyQuery:
     """The query, checked."""
     try:
-        return ClassifyQuery.model_validate(dict(request.query_params))
+        text = request.scope["query_string"].decode("latin-1")
+        return ClassifyQuery.model_validate(dict(parse_qsl(text, keep_blank_values=True)))
     except ValidationError as error:
         errors = [{**one, "loc": ("query", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors) from error
