@@ -44,7 +44,8 @@ async def test_put_of_many_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         futures = [loop.create_future() for _ in range(5)]
         put_all(mailbox, [(future, number) for number, future in enumerate(futures)])
-        assert await asyncio.gather(*futures) == [0, 1, 2, 3, 4]
+        every = asyncio.gather(*futures)
+        assert await asyncio.wait_for(every, 10) == [0, 1, 2, 3, 4]
     assert len(woken) == 2
 
 
@@ -54,7 +55,7 @@ async def test_put_for_a_cancelled_future_is_dropped() -> None:
     gone, kept = loop.create_future(), loop.create_future()
     gone.cancel()
     put_all(mailbox, [(gone, 1), (kept, 2)])
-    assert await kept == 2
+    assert await asyncio.wait_for(kept, 10) == 2
 
 
 @on_a_loop
