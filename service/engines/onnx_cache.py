@@ -81,10 +81,11 @@ def _keep(graph: OnnxGraph, directory: Path) -> bool:
         ) as scratch:
             graph.write(Path(scratch))
             (Path(scratch) / SUM).write_bytes(_sum(Path(scratch)))
-            shutil.rmtree(directory, ignore_errors=True)
-            os.rename(scratch, directory)
+            # Where another process kept the same graph first, it may be about to read it.
+            if not _is_whole(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                os.rename(scratch, directory)
     except OSError as error:
-        # Where another process kept the same graph first, that one will do.
         if _is_whole(directory):
             return True
         log.warning("built graphs are not kept: cache directory %s: %s", directory.parent, error)

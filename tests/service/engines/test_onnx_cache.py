@@ -56,6 +56,20 @@ def test_graph_file_second_time_is_read_not_built(tmp_path: Path, build: Builder
     assert build.builds == 1
 
 
+def test_graph_file_that_another_process_kept_meanwhile_stays(
+    tmp_path: Path, build: Builder
+) -> None:
+    kept: list[int] = []
+
+    def build_slower(bundle: Bundle) -> OnnxGraph:
+        with graph_file(BUNDLE, "one", build, tmp_path) as other:
+            kept.append(other.stat().st_ino)
+        return build(bundle)
+
+    with graph_file(BUNDLE, "one", build_slower, tmp_path) as path:
+        assert [path.stat().st_ino] == kept
+
+
 def test_graph_file_of_another_name_is_another(tmp_path: Path, build: Builder) -> None:
     with graph_file(BUNDLE, "one", build, tmp_path) as first:
         pass
