@@ -102,7 +102,9 @@ class _Generator:
         self.start = time.perf_counter()
         self.columns = {name: array("d") for name in COLUMNS}
         self.waiting: deque[int] = deque()
-        self.idle: list[_Connection] = []
+        # The one that is free longest sends next, as if each were another caller's. The one that was
+        # free last would send most requests to one process of a server that has several.
+        self.idle: deque[_Connection] = deque()
         self.busy: dict[int, _Connection] = {}
 
     def run(self) -> None:
@@ -143,7 +145,7 @@ class _Generator:
             self.waiting.append(index)
             return
         reused = bool(self.idle)
-        connection = self.idle.pop() if reused else _Connection(self)
+        connection = self.idle.popleft() if reused else _Connection(self)
         self.busy[index] = connection
         self._set(index, sent=self.now())
         connection.send(index, self.plan.requests[index % len(self.plan.requests)], reused)
