@@ -102,8 +102,8 @@ class _Generator:
         self.start = time.perf_counter()
         self.columns = {name: array("d") for name in COLUMNS}
         self.waiting: deque[int] = deque()
-        # The one that is free longest sends next, as if each were another caller's: the one that was
-        # free last would send most requests to one process of a server that has several.
+        # The one that is free longest sends next, as if each were another caller's: the one that
+        # was free last would send most requests to one process of a server that has several.
         self.idle: deque[_Connection] = deque()
         self.busy: dict[int, _Connection] = {}
 
