@@ -12,7 +12,7 @@ from service.errors import Uneven
 from service.notes import note_refusal
 from service.routes.errors import error_response
 from service.security.access import Role, role_of
-from service.siblings import Answer, Siblings, from_sibling
+from service.siblings import Reply, Siblings, from_sibling
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +49,28 @@ class Everywhere:
             if answer and answer[0]["status"] < 400:
                 behind = await asyncio.to_thread(self._tell, scope, bytes(body))
         if behind:
-            await self._refuse(behind)(scope, receive, send)
+            await _refusal(behind, scope["path"])(scope, receive, send)
             return
         for message in answer:
             await send(message)
 
-    def _tell(self, scope: Scope, body: bytes) -> list[Answer]:
+    def _tell(self, scope: Scope, body: bytes) -> list[Reply]:
         """Those of the others that did not do the same."""
         query = scope["query_string"].decode("latin-1")
         target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
         headers = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         ]
-        answers = self._siblings.tell(scope["method"], target, headers, body)
-        return [answer for answer in answers if not 200 <= answer.status < 400]
+        replies = self._siblings.tell(scope["method"], target, headers, body)
+        return [reply for reply in replies if not 200 <= reply.status < 400]
 
-    def _refuse(self, behind: list[Answer]) -> ASGIApp:
-        said = "; ".join(f"process {one.sibling} did not: {_said(one)}" for one in behind)
-        logger.error("the processes differ", extra={"said": said})
-        error = Uneven(f"done, but not in all processes: {said}: ask for it again")
-        note_refusal(error.code)
-        return error_response(error, "")
+
+def _refusal(behind: list[Reply], path: str) -> ASGIApp:
+    said = "; ".join(f"process {one.sibling} did not: {_said(one)}" for one in behind)
+    logger.error("the processes differ", extra={"said": said})
+    error = Uneven(f"done, but not in all processes: {said}: ask for it again")
+    note_refusal(error.code)
+    return error_response(error, path)
 
 
 def _changes(scope: Scope) -> bool:
@@ -77,8 +78,8 @@ def _changes(scope: Scope) -> bool:
     return not reads and role_of(scope["method"], scope["path"]) == Role.OPERATOR
 
 
-def _said(answer: Answer) -> str:
-    text = answer.body.decode(errors="replace")
+def _said(reply: Reply) -> str:
+    text = reply.body.decode(errors="replace")
     try:
         return str(json.loads(text)["error"])
     except (ValueError, LookupError, TypeError):

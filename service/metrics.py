@@ -187,19 +187,6 @@ class Metrics:
         """All series in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def text_of_all(self, process: int, others: Mapping[int, bytes]) -> bytes:
-        """All series of this process and of others, told apart by the label `process`."""
-        families: dict[str, Metric] = {}
-        for index, text in sorted({process: self.text(), **others}.items()):
-            for found in text_string_to_metric_families(text.decode()):
-                family = families.setdefault(
-                    found.name, Metric(found.name, found.documentation, found.type)
-                )
-                for sample in found.samples:
-                    labels = {**sample.labels, "process": str(index)}
-                    family.samples.append(sample._replace(labels=labels))
-        return generate_latest(_Collected(families.values()))
-
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return self._kept(Counter(f"rnp_{name}", text, labels, registry=self.registry), labels)
 
@@ -216,3 +203,17 @@ class Metrics:
         if "model" in labels:
             self._by_model.append(metric)
         return metric
+
+
+def joined(texts: Mapping[int, bytes]) -> bytes:
+    """The series of several processes, told apart by the label `process`."""
+    families: dict[str, Metric] = {}
+    for index, text in sorted(texts.items()):
+        for found in text_string_to_metric_families(text.decode()):
+            family = families.setdefault(
+                found.name, Metric(found.name, found.documentation, found.type)
+            )
+            for sample in found.samples:
+                labels = {**sample.labels, "process": str(index)}
+                family.samples.append(sample._replace(labels=labels))
+    return generate_latest(_Collected(families.values()))

@@ -23,7 +23,7 @@ _HOP = {"connection", "content-length", "expect", "host", "keep-alive", "transfe
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What a sibling said; status 0 if it could not be asked, and then the body says why."""
 
     sibling: int
@@ -53,7 +53,7 @@ class Siblings:
 
     def tell(
         self, method: str, target: str, headers: Headers = (), body: bytes = b""
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Reply]:
         """Send a request to each of the others at once; blocks."""
         headers = [(name, value) for name, value in headers if name.lower() not in _HOP]
         others = [index for index in range(self.count) if index != self.index]
@@ -76,14 +76,14 @@ class Siblings:
                     await asyncio.sleep(_LOCK_POLL_S)
             yield  # closing the file gives the lock back
 
-    def _ask(self, index: int, method: str, target: str, headers: Headers, body: bytes) -> Answer:
+    def _ask(self, index: int, method: str, target: str, headers: Headers, body: bytes) -> Reply:
         connection = _Connection(self._path(index))
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
-            return Answer(index, response.status, response.read())
+            return Reply(index, response.status, response.read())
         except (OSError, HTTPException) as error:
-            return Answer(index, 0, str(error).encode())
+            return Reply(index, 0, str(error).encode())
         finally:
             connection.close()
 

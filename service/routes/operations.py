@@ -7,9 +7,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import Starting
+from service.metrics import joined
 from service.routes.errors import error_docs
 from service.schemas import Health
-from service.siblings import Answer, from_sibling
+from service.siblings import Siblings, from_sibling
 from service.state import Service, ServiceDep
 
 router = APIRouter(tags=["operations"])
@@ -25,9 +26,10 @@ async def get_healthz() -> Health:
 def get_readyz(request: Request, service: ServiceDep) -> Health:
     """Whether images can be classified, now and in the next seconds, by all of its processes."""
     service.check_staying()
-    for answer in _others(request, service):
-        if answer.status != 200:
-            raise Starting(f"process {answer.sibling} is not ready: try again in a moment")
+    if siblings := _siblings(request, service):
+        for reply in siblings.tell("GET", request.url.path):
+            if reply.status != 200:
+                raise Starting(f"process {reply.sibling} is not ready: try again in a moment")
     return Health(status=service.phase)
 
 
@@ -35,16 +37,14 @@ def get_readyz(request: Request, service: ServiceDep) -> Health:
 def get_metrics(request: Request, service: ServiceDep) -> Response:
     """All series in Prometheus' text format; if there are several processes, of all of them."""
     # Not async: writing some hundred series takes long enough to be kept off the event loop.
-    texts = {answer.sibling: answer.body for answer in _others(request, service) if answer.status}
-    if service.siblings is None or from_sibling(request.scope):
-        text = service.metrics.text()
-    else:
-        text = service.metrics.text_of_all(service.siblings.index, texts)
+    text = service.metrics.text()
+    if siblings := _siblings(request, service):
+        replies = siblings.tell("GET", request.url.path)
+        texts = {reply.sibling: reply.body for reply in replies if reply.status}
+        text = joined({siblings.index: text} | texts)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _others(request: Request, service: Service) -> list[Answer]:
-    """What the other processes say to the same request, unless it is they who ask."""
-    if service.siblings is None or from_sibling(request.scope):
-        return []
-    return list(service.siblings.tell("GET", request.url.path))
+def _siblings(request: Request, service: Service) -> Siblings | None:
+    """The other processes, if there are any and it is not one of them that asks."""
+    return None if from_sibling(request.scope) else service.siblings

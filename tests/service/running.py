@@ -49,6 +49,17 @@ def running(
         process.communicate()
 
 
+def run(bundles: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment(bundles, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def log(cache: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (cache / "log").read_text().splitlines()]
 

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 import models
-from tests.service.running import Load, accepts, environment, log, running
+from tests.service.running import Load, accepts, log, run, running
 from tests.service.support import png, wait_until
 
 
@@ -124,16 +124,6 @@ def test_main_killed_is_ready_again_within_three_seconds(tmp_path: Path) -> None
         assert client.post("/classify", content=png()).status_code == 200
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
-
-
-def run(bundles: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service"],
-        env=environment(bundles, **variables),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_main_misspelt_setting_is_one_sentence(bundles: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from models.bundle import Card
 from service.app import create_app
 from service.settings import Settings
 from service.siblings import Siblings
-from tests.service.running import Load, accepts, environment, log, running
+from tests.service.running import Load, accepts, log, run, running
 from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until
 
 TWO = {"RNP_WORKERS": "2", "RNP_MODEL": "tiny"}
@@ -149,10 +148,7 @@ def test_port_that_is_taken_is_one_sentence(
     service: tuple[subprocess.Popen[str], httpx.Client], two_bundles: Path
 ) -> None:
     _, client = service
-    variables = environment(two_bundles, RNP_PORT=str(client.base_url.port), **TWO)
-    done = subprocess.run(
-        [sys.executable, "-m", "service"], env=variables, capture_output=True, text=True, timeout=60
-    )
+    done = run(two_bundles, RNP_PORT=str(client.base_url.port), **TWO)
     assert done.returncode == 1
     assert (
         done.stderr == f"error: port {client.base_url.port} of 127.0.0.1: Address already in use\n"
@@ -162,13 +158,7 @@ def test_port_that_is_taken_is_one_sentence(
 def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> None:
     weights = two_bundles / "other" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    done = subprocess.run(
-        [sys.executable, "-m", "service"],
-        env=environment(two_bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run(two_bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO)
     assert done.returncode == 1
     assert "model.safetensors does not match its SHA-256" in done.stderr
 
@@ -187,6 +177,8 @@ def test_sibling_that_does_not_follow_is_told(alone: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (500, "uneven")
     assert "process 1 did not" in answer.json()["error"]
     assert alone.put("/budget", json={"budget": 2}).status_code == 422
+    answer = alone.post("/v2/repository/models/tiny/load", json={})
+    assert (answer.status_code, answer.json().keys()) == (500, {"error"})
 
 
 def test_readiness_and_metrics_know_of_a_sibling_that_is_not_there(alone: httpx.Client) -> None:
