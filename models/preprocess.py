@@ -92,21 +92,26 @@ class Preprocessing:
                 f"the image cannot be converted to RGB: {error or 'broken'}"
             ) from error
 
-    def normalise(self, pixels: Pixels) -> Floats:
-        """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous."""
+    def normalise(self, pixels: Pixels, out: Floats | None = None) -> Floats:
+        """(..., H, W, 3) uint8 pixels as (..., 3, H, W) float32 of about zero mean, contiguous.
+
+        Args:
+            out: where to; by default a new array.
+        """
         *rest, height, width, channels = pixels.shape
-        values = np.empty((*rest, channels, height, width), np.float32)
-        # Looked up, as they are few: a seventh of the time that it takes to compute them.
-        for channel, table in enumerate(self._normal):
-            np.take(table, pixels[..., channel], out=values[..., channel, :, :], mode="clip")
+        values = np.empty((*rest, channels, height, width), np.float32) if out is None else out
+        # Into the new axes first: passes over what is contiguous cost next to nothing.
+        values[...] = np.moveaxis(pixels, -1, -3)
+        scale, shift = self._line
+        values *= scale
+        values += shift
         return values
 
     @cached_property
-    def _normal(self) -> Floats:
-        """(3, 256): what each value of each channel becomes."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        line = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
-        return np.ascontiguousarray(((line - mean) / std).T)
+    def _line(self) -> tuple[Floats, Floats]:
+        """By what each channel's values are multiplied, and what is added then, (3, 1, 1) both."""
+        mean, std = (np.array(values)[:, None, None] for values in (self.mean, self.std))
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """Resize and crop in one step, so that a very long image never becomes a huge one."""
@@ -126,8 +131,16 @@ def preprocess(content: bytes, preprocessing: Preprocessing, max_pixels: int) ->
     Raises:
         ImageError: see `decode`.
     """
-    image = decode(content, max_pixels, preprocessing.resize)
-    return preprocessing.normalise(preprocessing.pixels(image))
+    return preprocessing.normalise(read_pixels(content, preprocessing, max_pixels))
+
+
+def read_pixels(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Pixels:
+    """The centre of one image file at the network's size: (size, size, 3) uint8.
+
+    Raises:
+        ImageError: see `decode`.
+    """
+    return preprocessing.pixels(decode(content, max_pixels, preprocessing.resize))
 
 
 def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
@@ -264,4 +277,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -71,13 +71,15 @@ class Answer:
     finished: float
 
 
+# As the batcher's `stack` takes it.
+Image = npt.NDArray[np.uint8] | Floats
 # Told what became of an image.
 Tell = Callable[[Answer | Exception], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    image: Floats
+    image: Image
     places: Reservation
     tell: Tell
     submitted: float = field(default_factory=time.perf_counter)
@@ -99,6 +101,7 @@ class Batcher:
         max_batch: how many images are worth no wait for more.
         max_wait_s: how long the first image of a batch waits for more.
         max_queue: the most images that may hold a place before their batch begins.
+        stack: makes a batch of images, which may take its memory again for the next one.
         on_batch: told the size of each batch and the seconds it took.
     """
 
@@ -110,12 +113,14 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
+        stack: Callable[[Sequence[Image]], Floats] = np.stack,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._engine, self._plan = engine, plan
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._max_queue = max_queue
+        self._stack = stack
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
         self._held = 0
@@ -228,7 +233,7 @@ class Batcher:
         limits = [limits for _, limits in jobs]
         try:
             result = self._engine.run(
-                np.stack([job.image for job, _ in jobs]),
+                self._stack([job.image for job, _ in jobs]),
                 np.array([limit.penalty for limit in limits], np.float32),
                 np.array([math.inf if limit.cap is None else limit.cap for limit in limits]),
             )
@@ -277,11 +282,11 @@ class Reservation:
     def __init__(self, batcher: Batcher, places: int, asked: Asked) -> None:
         self._batcher, self.left, self.asked = batcher, places, asked
 
-    def submit(self, image: Floats, tell: Tell) -> None:
+    def submit(self, image: Image, tell: Tell) -> None:
         """Queue one image, from any thread; if the places were given back nothing happens.
 
         Args:
-            image: (3, H, W) float32.
+            image: as the batcher's `stack` takes it.
             tell: called from the batcher's thread, which it must not hold up.
         """
         self._batcher._submit(_Job(image, self, tell))

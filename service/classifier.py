@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from models.compute import FLOPS_PER_MAC
-from models.preprocess import Floats, ImageError, preprocess
+from models.preprocess import Floats, ImageError, read_pixels
 from service.batcher import Answer, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
@@ -161,7 +161,7 @@ class _Way:
             return
         metrics, started = self._service.metrics, time.perf_counter()
         try:
-            image = preprocess(content, self._preprocessing, self._service.settings.max_pixels)
+            image = read_pixels(content, self._preprocessing, self._service.settings.max_pixels)
             self.decode_s = time.perf_counter() - started
             metrics.decode_queue_seconds.observe(started - submitted)
             metrics.decode_seconds.observe(self.decode_s)

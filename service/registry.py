@@ -23,6 +23,7 @@ from service.errors import BudgetTooLow, CapTooLow
 from service.estimate import Estimate
 from service.metrics import Metrics, ModelMetrics
 from service.planner import Planner
+from service.rows import Rows
 from service.settings import Settings
 
 # Paths whose cost is remembered: an agent that decides layer by layer takes many, others a few.
@@ -141,6 +142,7 @@ def serve_bundle(
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1e3,
         max_queue=settings.max_queue,
+        stack=Rows(card.preprocessing),
         on_batch=metrics.observe_batch,
     )
     return ServedModel(

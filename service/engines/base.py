@@ -36,7 +36,7 @@ class Engine(Protocol):
         """Classify images, each by its own penalty and cap.
 
         Args:
-            images: (N, 3, H, W) float32, preprocessed.
+            images: (N, 3, H, W) float32, preprocessed; their memory is the caller's again after.
             penalty: (N,) float32, price of compute; below 0 compute is spent even where it is not
                 expected to help. A row with penalty 0 and a cap of 1 or more runs the plain
                 network: the agent is not consulted, its MACs are the full network's.
