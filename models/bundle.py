@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Card:
         """The network's MACs."""
         return mac_table(self.backbone, self.agent)
 
-    @property
+    @cached_property
     def min_fraction(self) -> float:
         """The lowest budget that the agent can reach on average, rounded up to 4 digits."""
         return math.ceil(self.calibration[0].fraction * 1e4) / 1e4
@@ -126,9 +127,13 @@ class Card:
             raise ValueError(f"budget {budget} is outside [{self.min_fraction}, 1]")
         if budget == 1:
             return 0.0
-        fractions = [point.fraction for point in self.calibration]
-        scales = [penalty_scale(point.penalty) for point in self.calibration]
-        return penalty_at(float(np.interp(budget, fractions, scales)))
+        return penalty_at(float(np.interp(budget, *self._calibrated)))
+
+    @cached_property
+    def _calibrated(self) -> npt.NDArray[np.float64]:
+        """(2, P): fractions, and the scale's place of the penalty that spends each."""
+        points = ((point.fraction, penalty_scale(point.penalty)) for point in self.calibration)
+        return np.array(list(points)).T
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready values, with the MACs per layer for readers."""
