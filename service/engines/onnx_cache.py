@@ -50,8 +50,9 @@ def graph_file(bundle: Bundle, name: str, build: Build, cache_dir: Path | None) 
 
 
 def _key(bundle: Bundle) -> str:
-    """What a built graph depends on: the bundle, the runtime and the code that builds it."""
-    digest = hashlib.sha256(f"{bundle.digest} {ort.__version__}".encode())
+    """What a built graph depends on: bundle, runtime, processor, and the code that builds it."""
+    made_for = f"{bundle.digest} {ort.__version__} {onnx_parts.LANES}"
+    digest = hashlib.sha256(made_for.encode())
     for module in (compute, config, onnx_agents, onnx_builder, onnx_parts, onnx_scope):
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()[:24]

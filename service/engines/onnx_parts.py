@@ -5,6 +5,8 @@ Widths count from 0 here, so that they index tables.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -13,6 +15,13 @@ from models.bundle import Bundle
 from models.config import ConvConfig
 from service.engines.base import Floats
 from service.engines.onnx_scope import Scope
+
+# numpy has found out what the processor can do, but has no public name for it.
+_FEATURES = import_module("numpy._core._multiarray_umath").__cpu_features__
+# float32 values in a register; the runtime computes channels in blocks of so many.
+LANES = 16 if _FEATURES.get("AVX512F") else 8
+# Kernel, stride and padding.
+_PAIRED_POOLS = ((2, 2, 0), (3, 2, 1))
 
 
 class NetworkWriter:
@@ -37,6 +46,8 @@ class NetworkWriter:
     ) -> str:
         """Convolution, normalisation, shortcut, ReLU and pooling."""
         config = self.config.layers[layer]
+        if shortcut is None and self._pairs_pay(layer, o):
+            return self._pooled_pairs(scope, layer, i, o, maps)
         result = self._convolve(scope, f"conv.{layer}", config, i, o, maps)
         if shortcut is not None:
             result = scope.op("Add", result, shortcut)
@@ -96,20 +107,77 @@ class NetworkWriter:
         self, scope: Scope, name: str, config: ConvConfig, i: int, o: int, maps: str
     ) -> str:
         """A convolution for its widths, the normalisation folded in."""
+        weight, bias = self._filter(name, config, i, o)
+        return scope.op(
+            "Conv",
+            maps,
+            scope.constant(weight),
+            scope.constant(bias),
+            kernel_shape=[config.kernel] * 2,
+            strides=[config.stride] * 2,
+            pads=[config.padding] * 4,
+        )
+
+    def _filter(self, name: str, config: ConvConfig, i: int, o: int) -> tuple[Floats, Floats]:
+        """Weight (O, I, K, K) and bias (O,) of a convolution for its widths."""
         k = self.config.groups
         # The image is always whole, so its channels need not divide into groups.
         read, computed = config.in_channels * (i + 1) // k, config.out_channels * (o + 1) // k
         weight = self._floats(f"{name}.weight")[:computed, :read]
         scale = self._floats(f"{name}.scale")[i, :computed]
-        return scope.op(
+        return weight * scale[:, None, None, None], self._floats(f"{name}.shift")[i, :computed]
+
+    def _pairs_pay(self, layer: int, o: int) -> bool:
+        """Whether a layer computes so few channels that two pixels' fit into one register."""
+        config, size = self.config.layers[layer], self.config.sizes()[layer]
+        few = 2 * self.config.out_channels(layer, o + 1) <= LANES
+        return few and config.pool in _PAIRED_POOLS and size % 2 == 0
+
+    def _pooled_pairs(self, scope: Scope, layer: int, i: int, o: int, maps: str) -> str:
+        """A layer whose convolution computes two neighbours of a row at once, as channels.
+
+        The runtime computes as many channels as a register holds, whether they are there or not.
+        Even pixels come first, then odd ones, which see the image a stride further right. Pooling
+        is over the column, and then over the two and, if it is of 3, the odd pixel left of them.
+        """
+        config = self.config.layers[layer]
+        assert config.pool is not None
+        (kernel, stride, padding), (pool, _, pad) = (
+            (config.kernel, config.stride, config.padding),
+            config.pool,
+        )
+        weight, bias = self._filter(f"conv.{layer}", config, i, o)
+        even, odd = (
+            np.pad(weight, ((0, 0), (0, 0), (0, 0), sides)) for sides in ((0, stride), (stride, 0))
+        )
+        unread = (self._read(layer) + 2 * padding - kernel) % stride
+        pairs = scope.op(
             "Conv",
             maps,
-            scope.constant(weight * scale[:, None, None, None]),
-            scope.constant(self._floats(f"{name}.shift")[i, :computed]),
-            kernel_shape=[config.kernel] * 2,
-            strides=[config.stride] * 2,
-            pads=[config.padding] * 4,
+            scope.constant(np.concatenate([even, odd])),
+            scope.constant(np.concatenate([bias, bias])),
+            kernel_shape=[kernel, kernel + stride],
+            strides=[stride, 2 * stride],
+            pads=[padding, padding, padding, max(padding - unread, 0)],
         )
+        pairs = scope.op(
+            "MaxPool",
+            scope.op("Relu", pairs),
+            kernel_shape=[pool, 1],
+            strides=[2, 1],
+            pads=[pad, 0, pad, 0],
+        )
+        first, second = scope.ops("Split", [pairs], 2, axis=1)
+        if pool == 3:
+            second = scope.op("MaxPool", second, kernel_shape=[1, 2], pads=[0, 1, 0, 0])
+        return scope.op("Max", first, second)
+
+    def _read(self, layer: int) -> int:
+        """Side of the maps that a layer without a shortcut reads, in pixels."""
+        if layer == 0:
+            return self.config.image_size
+        before = self.config.layers[layer - 1]
+        return before.pooled_size(self.config.sizes()[layer - 1])
 
     def _floats(self, name: str) -> Floats:
         return self._tensors[name].astype(np.float32)
