@@ -60,6 +60,39 @@ class ServerConfig(uvicorn.Config):
         self.waiting: OrderedDict[Connection, None] = OrderedDict()
 
 
+class _Way:
+    """A request's way back: the head of its answer goes out with the first of its body, if any.
+
+    Each on its own they would take two system calls, which is a seventh of a small request's time.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """Called by uvicorn; before the head there may be a 100 (Continue)."""
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        else:
+            self._transport.write(self._head + data if self._head else data)
+            self._head = self._head and b""
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def is_closing(self) -> bool:
+        """Called by uvicorn."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Called by uvicorn."""
+        self.flush()
+        self._transport.close()
+
+
 class Connection(HttpToolsProtocol):
     """One connection.
 
@@ -119,6 +152,7 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running, self._presence = cycle, Presence()
         self._presence.attach(cycle.scope)  # type: ignore[arg-type]
+        self._way = cycle.transport = _Way(cycle)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
@@ -162,6 +196,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, if none came already."""
+        self._way.flush()
         super().on_response_complete()
         if self._idle and not self.transport.is_closing():
             self._waiting[self] = None
