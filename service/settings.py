@@ -70,7 +70,11 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, description="images that an engine runs at once")
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
     max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
-    decode_threads: int = Field(default=2, ge=1)
+    decode_threads: int = Field(
+        default_factory=lambda values: 2 if values.get("workers", 1) == 1 else 1,
+        ge=1,
+        description="that decode images; else 2, or 1 in each of several processes",
+    )
     lame_duck_s: float = Field(
         default=0, ge=0, description="seconds from SIGTERM in which /readyz says no, but all answer"
     )
