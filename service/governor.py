@@ -19,7 +19,7 @@ _DOWN_S, _UP_S = 0.3, 4.0
 # Nearer than this it has arrived.
 _THERE = 0.01
 # The share of requests that may miss the target, and how much of it is aimed at.
-_LATE = 0.005
+_LATE = 0.003
 _AIM = (0.3, 0.9)
 _AIM_STEP = 0.03
 # A change is worth a line in the log.

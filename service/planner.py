@@ -118,7 +118,9 @@ class Planner:
         self.estimate.after.add(after_s)
         mode = self._budget.mode
         if isinstance(mode, Auto):
-            self.governor.answered(mode, total_s)
+            # Before it was read a request waited as well, for the same event loop and about as long
+            # as its answer.
+            self.governor.answered(mode, after_s + total_s)
 
     def _plan_in_time(
         self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float
@@ -152,7 +154,7 @@ class Planner:
     def _soft_dues(self, waiting: Sequence[Asked], mode: Fixed | Auto) -> Floats:
         if isinstance(mode, Fixed):
             return np.full(len(waiting), math.inf)
-        aim_s = self.governor.aim_s(mode) - self.estimate.after.mean
+        aim_s = self.governor.aim_s(mode) - 2 * self.estimate.after.mean
         return np.array([asked.started + aim_s for asked in waiting])
 
     def _count(self, ready: Floats, due: Floats) -> int:
