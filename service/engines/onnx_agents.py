@@ -1,4 +1,4 @@
-"""What the ONNX graphs of the agents consist of: gains after a path, or decisions layer by layer.
+"""What the ONNX graphs of the agents consist of: choices after a path, or layer by layer.
 
 Widths count from 0 here, so that they index tables.
 """
@@ -8,28 +8,43 @@ from __future__ import annotations
 import numpy as np
 
 from models.bundle import Bundle
-from models.compute import price
+from models.compute import look_price, price
 from models.config import LOOK_LEAST_LOG, LOOK_TOP, PENALTY_MIDPOINT
 from service.engines.base import Floats
 from service.engines.onnx_scope import Scope, Width
 
 
-def write_gain(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str) -> str:
-    """What each path after `look` is expected to gain over stopping there: (N, M - 1 - look).
+def write_choice(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str) -> str:
+    """The path to run after `look`, or `look` itself to stop there: (N,) int64.
 
     Args:
         logits: (N, classes) of that path. maps: its last.
     """
+    table = bundle.card.table()
+    # Stopping, the first choice, gains nothing and costs nothing.
+    prices = np.pad(look_price(table)[look + 1 :], (1, 0))
+    macs = np.pad(table.looks[look + 1 :], (1, 0))
+    gain = _write_gain(scope, bundle, look, logits, maps)
+    values = scope.op("Sub", gain, scope.op("Mul", "penalty", scope.constant(prices)))
+    allowed = scope.op("LessOrEqual", scope.constant(macs, np.int64), "left")
+    best = scope.op("Where", allowed, values, scope.constant([-np.inf]))
+    steps = scope.op("ArgMax", best, axis=1, keepdims=0)
+    return scope.op("Add", steps, scope.index(look)) if look else steps
+
+
+def _write_gain(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str) -> str:
+    """What stopping after `look` and each later path are expected to gain: (N, M - look)."""
     logs = scope.op("LogSoftmax", logits, axis=1)
     logs = scope.op("Max", logs, scope.constant([LOOK_LEAST_LOG]))
     n_top = scope.constant([min(LOOK_TOP, bundle.card.backbone.classes)], np.int64)
     top, _ = scope.ops("TopK", [logs, n_top], 2, axis=1)
     logs = scope.op("Concat", logs, top, axis=1)
-    told = scope.op("Unsqueeze", _squashed(scope), scope.index(1))
-    seen = scope.op("Concat", scope.op("Exp", logs), logs, _pooled(scope, maps), told, axis=1)
+    seen = [scope.op("Exp", logs), logs, _pooled(scope, maps), _squashed(scope)]
+    hidden = scope.op("Concat", *seen, axis=1)
     for layer in range(2):
-        seen = scope.op("Relu", _linear(scope, bundle, f"looks.{look}.{layer}", seen))
-    return _linear(scope, bundle, f"looks.{look}.2", seen)
+        hidden = scope.op("Relu", _linear(scope, bundle, f"looks.{look}.{layer}", hidden))
+    weight, bias = (_floats(bundle, f"looks.{look}.2.{part}") for part in ("weight", "bias"))
+    return scope.linear(hidden, np.pad(weight, ((1, 0), (0, 0))), np.pad(bias, (1, 0)))
 
 
 def _squashed(scope: Scope) -> str:

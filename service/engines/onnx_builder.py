@@ -1,7 +1,7 @@
 """Builds a bundle's ONNX graphs.
 
-For an agent that runs whole paths: one graph with a branch for each, which also tells what the
-agent expects of the later ones. An agent that decides layer by layer is inside its graph, which
+For an agent that runs whole paths: one graph with a branch for each, which also tells the path that
+the agent chooses next. An agent that decides layer by layer is inside its graph, which
 runs one image with no Python between layers: a layer is a tree of `If` nodes over its input and
 output width, whose leaves hold the folded weights of that pair as constants, so that the runtime
 packs them once. A leaf also encodes its own maps for the agent, whose slice is constant there.
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from onnx import TensorProto, helper
 
 from models.bundle import Bundle
-from service.engines.onnx_agents import LayerAgentWriter, write_gain
+from service.engines.onnx_agents import LayerAgentWriter, write_choice
 from service.engines.onnx_parts import NetworkWriter
 from service.engines.onnx_scope import OnnxGraph, Output, Scope, Width
 
@@ -37,31 +36,33 @@ def path_graph(bundle: Bundle, path: Sequence[int]) -> OnnxGraph:
 def paths_graph(bundle: Bundle) -> OnnxGraph:
     """The network along that of the agent's paths which is asked for.
 
-    Inputs: image (N, 3, H, W) float32, penalty (N,) float32, and path (1,) int64: its number.
-    Outputs: logits (N, C) float32, and gain (N, M - 1 - path) float32: what each later path is
-        expected to gain over it, or of no size where the agent does not decide.
+    Inputs: image (N, 3, H, W) float32, path (1,) int64: its number, penalty (N, 1) float32, and
+        left (N, 1) int64: the MACs that may be spent after it.
+    Outputs: logits (N, C) float32, and chosen (N,) int64: the path to run next, or the same to
+        stop; only (1,) where the agent does not decide.
     """
     wiring, agent = _Wiring(bundle), bundle.card.agent
 
     def write(scope: Scope, number: int) -> list[str]:
         logits, maps = _Wiring(bundle, scope).along(agent.paths[number])
         if number >= agent.deciding:
-            return [logits, scope.constant(np.empty((0, 0)))]
-        return [logits, write_gain(scope, bundle, number, logits, maps)]
+            return [logits, scope.index(number)]
+        return [logits, write_choice(scope, bundle, number, logits, maps)]
 
     outputs: list[Output] = [
         (TensorProto.FLOAT, [None, wiring.config.classes]),
-        (TensorProto.FLOAT, [None, None]),
+        (TensorProto.INT64, [None]),
     ]
     # Most images are run along the first path, and its time is the shortest.
-    wiring.scope.choose_early("path", len(agent.paths), write, outputs, ["logits", "gain"])
+    wiring.scope.choose_early("path", len(agent.paths), write, outputs, ["logits", "chosen"])
     inputs = [
         wiring.network.image("N"),
-        helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N"]),
         helper.make_tensor_value_info("path", TensorProto.INT64, [1]),
+        helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N", 1]),
+        helper.make_tensor_value_info("left", TensorProto.INT64, ["N", 1]),
     ]
-    gain = helper.make_tensor_value_info("gain", TensorProto.FLOAT, [None, None])
-    return wiring.scope.finish(inputs, [wiring.network.logits("N"), gain])
+    chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, [None])
+    return wiring.scope.finish(inputs, [wiring.network.logits("N"), chosen])
 
 
 def pruned_graph(bundle: Bundle) -> OnnxGraph:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from models.bundle import Bundle
-from models.compute import cap_macs, look_price, path_macs
+from models.compute import cap_macs, path_macs
 from service.engines.base import Floats, Integers, Result
 from service.engines.onnx_builder import path_graph, paths_graph, pruned_graph
 from service.engines.onnx_cache import Build, graph_file
@@ -49,11 +49,12 @@ class OnnxEngine:
     def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
         plain = (penalty == 0) & (cap >= 1)
+        n_plain = np.count_nonzero(plain)
         # Most batches are all of a kind, and then nothing is copied.
-        if plain.all():
+        if n_plain == len(images):
             return self._whole(images)
         limits = cap_macs(cap, self._table.full)
-        if not plain.any():
+        if not n_plain:
             return self._network.run(images, penalty, limits)
         logits = np.empty((len(images), self._classes), np.float32)
         widths = np.empty((len(images), self._layers), np.int64)
@@ -93,50 +94,41 @@ class _ByLooks:
     """
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
-        table, agent = bundle.card.table(), bundle.card.agent
-        self._paths, self._macs = np.array(agent.paths, np.int64), np.array(table.looks, np.int64)
-        self._price, self._deciding = look_price(table), agent.deciding
+        paths, looks = bundle.card.agent.paths, bundle.card.table().looks
+        self._paths, self._macs = np.array(paths, np.int64), np.array(looks, np.int64)
         self._session = load("paths", paths_graph)
-        self._numbers = np.arange(len(self._paths))[:, None]
+        self._numbers = np.arange(len(paths))[:, None]
 
     def whole(self, images: Floats) -> Floats:
-        return self._along(len(self._paths) - 1, images, np.zeros(len(images), np.float32))[0]
+        # The agent does not decide after the last path, so nobody reads these.
+        penalty, left = np.zeros(len(images), np.float32), np.zeros(len(images), np.int64)
+        return self._along(len(self._paths) - 1, images, penalty, left)[0]
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
-        logits, chosen = self._run(0, images, penalty, limits - self._macs[0])
-        spent = np.full(len(images), self._macs[0])
-        for number in range(1, len(self._paths)):
-            # Those that stopped are behind, those that go on to a later path ahead.
+        number, left = 0, limits - self._macs[0]
+        logits, chosen = self._along(number, images, penalty, left)
+        # Those that stopped are at this path or behind, those that go on to a later path ahead.
+        while len(ahead := chosen[chosen > number]):
+            number = ahead.min()
             here = (chosen == number).nonzero()[0]
-            if len(here):
-                spent[here] += self._macs[number]
-                left = limits[here] - spent[here]
-                logits[here], chosen[here] = self._run(number, images[here], penalty[here], left)
-        return Result(logits, self._paths[chosen], spent)
+            left[here] -= self._macs[number]
+            logits[here], chosen[here] = self._along(
+                number, images[here], penalty[here], left[here]
+            )
+        return Result(logits, self._paths[chosen], limits - left)
 
-    def _run(
+    def _along(
         self, number: int, images: Floats, penalty: Floats, left: Integers
     ) -> tuple[Floats, Integers]:
         """Logits along a path, and the path chosen after it: a later one, or itself to stop."""
-        logits, gain = self._along(number, images, penalty)
-        if number >= self._deciding:
-            return logits, np.full(len(images), number)
-        return logits, number + self._choose(number, gain, penalty, left)
-
-    def _along(self, number: int, images: Floats, penalty: Floats) -> tuple[Floats, Floats]:
-        """Logits along a path, and what each later one is expected to gain."""
-        inputs = {"image": images, "penalty": penalty, "path": self._numbers[number]}
-        logits, gain = self._session.run(["logits", "gain"], inputs)
-        return logits, gain
-
-    def _choose(self, number: int, gain: Floats, penalty: Floats, left: Integers) -> Integers:
-        """How many paths (N,) to go on by the best of those that the MACs allow, 0 to stop."""
-        later = slice(number + 1, None)
-        values = gain - penalty[:, None] * self._price[later]
-        values[self._macs[later] > left[:, None]] = -np.inf
-        # Stopping gains nothing and costs nothing.
-        best: Integers = np.where(values.max(axis=1) > 0, values.argmax(axis=1) + 1, 0)
-        return best
+        inputs = {
+            "image": images,
+            "path": self._numbers[number],
+            "penalty": penalty[:, None],
+            "left": left[:, None],
+        }
+        logits, chosen = self._session.run(["logits", "chosen"], inputs)
+        return logits, chosen
 
 
 class _ByLayer:

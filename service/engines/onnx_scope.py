@@ -145,14 +145,16 @@ class Scope:
         outputs: Sequence[Output],
         names: Sequence[str],
     ) -> None:
-        """Run one of two or more branches, the sooner the lower its number.
+        """Run one of two or more branches: the first behind one choice, the others behind few.
 
         Args:
             index: the name of the number, one int64.
             branch: called as branch(scope, number) for every number; returns its outputs.
             outputs: what these are. names: by which they are known outside the graph.
         """
-        self._branch(index, range(cases), branch, outputs, lambda part: 1)
+        self._branch(
+            index, range(cases), branch, outputs, lambda part: 1 if 0 in part else len(part) // 2
+        )
         # Nodes that rename would take as long as the choice.
         self._nodes[-1].output[:] = names
 

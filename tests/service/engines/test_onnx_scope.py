@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
 from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
 
@@ -42,7 +43,7 @@ def test_choose_by_what_is_known_writes_no_branches() -> None:
 
 
 @pytest.mark.parametrize("cases", [2, 3, 5])
-def test_choose_early_runs_the_branch_of_the_number_the_first_behind_one_choice(
+def test_choose_early_runs_the_branch_of_the_number_the_first_soonest(
     tmp_path: Path, cases: int
 ) -> None:
     def write(scope: Scope, number: int) -> list[str]:
@@ -59,8 +60,20 @@ def test_choose_early_runs_the_branch_of_the_number_the_first_behind_one_choice(
         y, z = runner.run(["y", "z"], {"x": np.array([7]), "number": np.array([number])})
         assert y == 7 + 100 * number
         np.testing.assert_array_equal(z, np.full((number, 1), number))
-    first = next(a.g for a in graph.model.graph.node[-1].attribute if a.name == "else_branch")
+    first, others = branches(graph.model.graph)
     assert {node.op_type for node in first.node} == {"Add"}
+    assert depth(others) == math.ceil(math.log2(cases - 1))
+
+
+def branches(graph: GraphProto) -> list[GraphProto]:
+    """What is run below a number and from it on; none where nothing is left to choose."""
+    attributes = [a for node in graph.node for a in node.attribute if node.op_type == "If"]
+    return [a.g for a in sorted(attributes, key=lambda a: a.name)]
+
+
+def depth(graph: GraphProto) -> int:
+    """How many choices lie on the longest way through a graph."""
+    return max((1 + depth(branch) for branch in branches(graph)), default=0)
 
 
 def test_constants_large_ones_are_read_from_the_file_beside_the_model(tmp_path: Path) -> None:
