@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines [--networks NAME ...] [--engines KIND ...] [--threads N ...]
         [--batches N ...] [--rows N] [--rounds N] [--seconds S] [--clock wall|processor]
-        [--picture PNG] [--check-costs] [--quick]
+        [--picture PNG] [--check-costs] [--processes N] [--quick]
 
 Each engine runs each network at several budgets and batches, in turn with the fastest ways known to
 run the whole network, which has no agent, on as many threads; a ratio is that of one round. Weights
@@ -14,7 +14,8 @@ instead, which tells what one core would do if it were free; of several cores on
 can tell.
 
 Prints a table (median, quartiles) and ends in one JSON line. With `--check-costs` also what the
-engine would have foretold at its start, and how far off that was.
+engine would have foretold at its start, and how far off that was. With `--processes N`, instead of
+all that: how many more images N processes of one thread each answer at once than one alone.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measure.bundles import random_bundle
-from benchmarks.measure.floor import peak_macs, read_bytes
+from benchmarks.measure.floor import peak_macs, processor_name, read_bytes
 from benchmarks.measure.picture import draw
+from benchmarks.measure.processes import Throughput
+from benchmarks.measure.processes import measure as measure_processes
 from benchmarks.measure.rivals import Rival, full_networks
-from benchmarks.measure.row import Row
+from benchmarks.measure.row import Forecast, Full, Row
 from benchmarks.measure.timing import Spread, in_turn
+from benchmarks.measure.work import at_budget, noise
 from models.bundle import Bundle
 from service import costs
 from service.engines import create_engine
@@ -58,37 +62,9 @@ ROWS = 16
 # Networks of which fewer have to do, or they would take most of the time.
 LARGE = ("vgg16-224",)
 LARGE_BATCHES, LARGE_ROWS = (1, 8), 8
+# With `--processes`.
+PROCESS_BATCHES, PROCESS_BUDGETS = (1, 8), (1.0, 1 / 4, 1 / 10)
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-
-
-@dataclass(frozen=True)
-class Full:
-    """The whole network as a rival runs it: milliseconds an image, and billion MACs a second."""
-
-    network: str
-    rival: str
-    threads: int
-    batch: int
-    ms: Spread
-    gmacs: float
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Milliseconds per image, foretold at the engine's start and then measured."""
-
-    network: str
-    engine: str
-    threads: int
-    budget: float
-    batch: int
-    foretold: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """Relative to what was measured."""
-        return self.foretold / self.measured - 1
 
 
 @dataclass(frozen=True)
@@ -124,17 +100,17 @@ def measure(
     flags: argparse.Namespace,
 ) -> Found:
     """Time a network at one batch: every rival, and every engine at every budget, in turn."""
-    least = flags.rows or (LARGE_ROWS if name in LARGE else ROWS)
-    rows, budgets, threads = max(batch, least), flags.budgets, cases[0].threads
-    images = _images(bundle, rows)
+    rows, budgets, threads = max(batch, _least_rows(name, flags)), flags.budgets, cases[0].threads
+    images = noise(bundle, rows)
     works: dict[tuple[object, ...], Callable[[], object]] = {}
     for rival, run in rivals.items():
         works[rival,] = _in_batches(run, images, batch)
     fractions = {}
     for case in cases:
         for budget in budgets:
-            penalty, cap, fractions[budget] = costs.rows_at(bundle.card.table(), budget, rows)
-            works[case, budget] = _at_caps(case.engine, images, penalty, cap, batch)
+            works[case, budget], fractions[budget] = at_budget(
+                case.engine, bundle, images, budget, batch
+            )
     seconds = in_turn(works, flags.rounds, CLOCKS[flags.clock], flags.seconds)
     ms = {key: values * 1e3 / rows for key, values in seconds.items()}
     fastest = ms[min(((rival,) for rival in rivals), key=lambda key: np.median(ms[key]))]
@@ -154,6 +130,11 @@ def measure(
                 Forecast(name, case.kind, case.threads, budget, batch, expected, row.ms.median)
             )
     return Found(full, found, foretold)
+
+
+def _least_rows(name: str, flags: argparse.Namespace) -> int:
+    least: int = flags.rows or (LARGE_ROWS if name in LARGE else ROWS)
+    return least
 
 
 def _row(
@@ -184,18 +165,6 @@ def _in_batches(run: Rival, images: Floats, batch: int) -> Callable[[], object]:
     return lambda: [run(part) for part in parts]
 
 
-def _at_caps(
-    engine: Engine, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64], batch: int
-) -> Callable[[], object]:
-    parts = [(images[p], penalty[p], cap[p]) for p in costs.batches(len(images), batch)]
-    return lambda: [engine.run(*part) for part in parts]
-
-
-def _images(bundle: Bundle, rows: int) -> Floats:
-    size = bundle.card.preprocessing.size
-    return np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)
-
-
 def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
     """Time a network on every number of threads at every batch, and print its tables."""
     found = Found([], [], [])
@@ -213,6 +182,25 @@ def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
                 _print_tables(part.full, part.rows)
                 if flags.check_costs:
                     _print_forecasts(part.forecasts)
+    return found
+
+
+def run_processes(
+    name: str, build: Callable[[], Bundle], flags: argparse.Namespace
+) -> list[Throughput]:
+    """Compare several processes with one, and print a table."""
+    print(f"\n{name}, processes: {flags.processes}, one thread each\n")
+    print("| engine | batch | budget | images a second, one alone | all at once | gain |\n"
+          "|---|---|---|---|---|---|")  # fmt: skip
+    found, rows, batches = [], _least_rows(name, flags), flags.batches or PROCESS_BATCHES
+    for kind in flags.engines:
+        for row in measure_processes(
+            name, build, kind, flags.processes, flags.budgets, batches, rows, flags.rounds
+        ):
+            found.append(row)
+            print(f"| {kind} | {row.batch} | {row.budget:.3g} | {_spread(row.alone, '.1f')} "
+                  f"| {_spread(row.together, '.1f')} | {_spread(row.gain, '.2f')} |",
+                  flush=True)  # fmt: skip
     return found
 
 
@@ -250,7 +238,7 @@ def _flags() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=int, nargs="+", default=[cores])
     parser.add_argument("--batches", type=int, nargs="+", help="else 1 8 32; of large networks 1 8")
-    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--budgets", type=float, nargs="+")
     parser.add_argument("--rows", type=int, help="least images to meet a budget with")
     parser.add_argument("--rounds", type=int, default=9, help="at most")
     parser.add_argument(
@@ -259,11 +247,15 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--check-costs", action="store_true")
+    parser.add_argument("--processes", type=int, help="compare so many with one; no other tables")
     parser.add_argument("--quick", action="store_true", help="a narrow network, to see if it runs")
     parser.add_argument("--data", help=argparse.SUPPRESS)  # `make bench` gives it to all
     flags = parser.parse_args()
     if flags.clock == "processor" and flags.threads != [1]:
         parser.error("the processor's time says nothing of several threads: add --threads 1")
+    if flags.processes is not None and (flags.processes < 2 or flags.clock == "processor"):
+        parser.error("--processes compares 2 or more with one, by wall time")
+    flags.budgets = flags.budgets or (PROCESS_BUDGETS if flags.processes else BUDGETS)
     if flags.quick:
         flags.networks, flags.batches, flags.rounds = ["mcifarnet-32"], [1, 8], 2
     return flags
@@ -272,17 +264,20 @@ def _flags() -> argparse.Namespace:
 def main() -> None:
     """Print tables and one JSON line."""
     flags = _flags()
-    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    machine = f"{processor_name()}, {len(os.sched_getaffinity(0))} cores"
     print(f"{machine}; {flags.rounds} rounds of {flags.clock} time; median (quartiles)")
     clock = CLOCKS[flags.clock]
     peak, reading = peak_macs(max(flags.threads), clock) / 1e9, read_bytes(clock) / 1e9
     print(f"a matrix product: {peak:.1f} GMAC/s; one core reads {reading:.1f} GB/s")
-    found = Found([], [], [])
+    found, processes = Found([], [], []), []
     for name in flags.networks:
         backbone, classes, size = NETWORKS[name]
         width = 0.125 if flags.quick else 1.0
-        bundle = random_bundle(backbone, classes, width=width, image_size=size)
-        found.extend(run_network(name, bundle, flags))
+        build = partial(random_bundle, backbone, classes, width=width, image_size=size)
+        if flags.processes:
+            processes += run_processes(name, build, flags)
+        else:
+            found.extend(run_network(name, build(), flags))
     if flags.picture:
         draw(found.rows, flags.picture)
     print(
@@ -297,19 +292,10 @@ def main() -> None:
                 "full": [asdict(row) for row in found.full],
                 "rows": [asdict(row) for row in found.rows],
                 "forecasts": [asdict(row) | {"error": row.error} for row in found.forecasts],
+                "processes": [asdict(row) for row in processes],
             }
         )
     )
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `benchmarks.engines` finds, as its table and its picture show it."""
+"""What `benchmarks.engines` finds, as its tables and its picture show it."""
 
 from __future__ import annotations
 
@@ -26,3 +26,33 @@ class Row:
     mac_saving: float
     time_saving: Spread
     ratio: Spread
+
+
+@dataclass(frozen=True)
+class Full:
+    """The whole network as a rival runs it: milliseconds an image, and billion MACs a second."""
+
+    network: str
+    rival: str
+    threads: int
+    batch: int
+    ms: Spread
+    gmacs: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Milliseconds per image, foretold at the engine's start and then measured."""
+
+    network: str
+    engine: str
+    threads: int
+    budget: float
+    batch: int
+    foretold: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured."""
+        return self.foretold / self.measured - 1

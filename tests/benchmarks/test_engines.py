@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from benchmarks import engines
+from benchmarks.measure import processes
 from benchmarks.measure.bundles import PLACES, random_bundle
 from benchmarks.measure.rivals import full_networks
 from benchmarks.measure.timing import LEAST_ROUNDS, LEAST_S, in_turn
 from models.compute import path_macs
+
+PROCESSOR = ["--threads", "1", "--clock", "processor"]
 
 
 def test_quick_run_prints_a_table_and_a_json_line_and_draws(
@@ -42,6 +45,39 @@ def test_quick_run_prints_a_table_and_a_json_line_and_draws(
     assert full >= {("ONNX Runtime", 1), ("ONNX Runtime", 2), ("ONNX Runtime, batch cut", 2)}
     assert all(threads == 2 for rival, threads in full if rival.endswith("batch cut"))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_run_of_processes_compares_them_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["engines", "--quick", "--processes", "2", "--budgets", "0.25"]
+    monkeypatch.setattr("sys.argv", command)
+    engines.main()
+    *table, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert [(row["batch"], row["budget"]) for row in report["processes"]] == [(1, 0.25), (8, 0.25)]
+    assert sum(line.startswith("| onnx |") for line in table) == 2
+    assert not report["rows"]
+    for row in report["processes"]:
+        # Where other programs want the cores too, several answer no more than one.
+        assert 0.5 < row["gain"]["median"] < 2.5
+        assert row["together"]["median"] > row["alone"]["median"] * 0.5 > 0
+
+
+@pytest.mark.parametrize("options", [["--processes", "1"], ["--processes", "2", *PROCESSOR]])
+def test_processes_that_compare_nothing_are_refused(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["engines", *options])
+    with pytest.raises(SystemExit):
+        engines.main()
+    assert "--processes compares 2 or more with one" in capsys.readouterr().err
+
+
+def test_process_that_cannot_build_its_network_ends_the_measurement() -> None:
+    build = partial(random_bundle, "no-such-network", 10)
+    with pytest.raises(EOFError):
+        next(processes.measure("none", build, "onnx", 2, [1.0], [1], 1, 1))
 
 
 @pytest.mark.parametrize("name", sorted(engines.NETWORKS))

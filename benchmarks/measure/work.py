@@ -1,0 +1,26 @@
+"""What an engine is timed at: images, and caps that make them spend a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from models.bundle import Bundle
+from service import costs
+from service.engines.base import Engine, Floats
+
+
+def noise(bundle: Bundle, rows: int) -> Floats:
+    """Images (rows, 3, H, W)."""
+    size = bundle.card.preprocessing.size
+    return np.random.default_rng(0).normal(size=(rows, 3, size, size)).astype(np.float32)
+
+
+def at_budget(
+    engine: Engine, bundle: Bundle, images: Floats, budget: float, batch: int
+) -> tuple[Callable[[], object], float]:
+    """Running images in batches at a budget, and the share of the full MACs that they spend."""
+    penalty, cap, fraction = costs.rows_at(bundle.card.table(), budget, len(images))
+    parts = [(images[p], penalty[p], cap[p]) for p in costs.batches(len(images), batch)]
+    return lambda: [engine.run(*part) for part in parts], fraction
