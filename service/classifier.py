@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from models.compute import FLOPS_PER_MAC
 from models.preprocess import Floats, ImageError, read_pixels
@@ -152,7 +153,7 @@ class _Way:
     def begin(self, image: bytes | Floats) -> None:
         """Set out with an image file, or a (3, H, W) preprocessed array."""
         if isinstance(image, bytes):
-            self._service.decoders.submit(self._decode, image, time.perf_counter())
+            self._service.decoders.post(partial(self._decode, image, time.perf_counter()))
         else:
             self._places.submit(image, self._tell)
 

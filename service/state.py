@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -14,6 +13,7 @@ from fastapi import Depends, Request
 
 from service.batcher import Answer
 from service.budget import Auto, Budget, Fixed
+from service.decoders import Decoders
 from service.engines.base import Engine
 from service.errors import DefaultModel, Draining, Starting
 from service.inflight import Inflight
@@ -55,12 +55,11 @@ class Service:
         given = {self.default: engine} if engine else {}
         self.loader = Loader(settings, self.metrics, self.budget, bundles, given)
         self.metrics.queue_depth.set_function(lambda: self.loader.depth)
-        self.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self.decoders = Decoders(settings.decode_threads)
         self.mailbox: Mailbox[Answer] = Mailbox()
         self.inflight = Inflight(settings.max_inflight_bytes)
         self.metrics.inflight_bytes.set_function(lambda: self.inflight.held)
-        # Python has no public count of what an executor has yet to begin.
-        self.metrics.decode_queue.set_function(self.decoders._work_queue.qsize)
+        self.metrics.decode_queue.set_function(lambda: self.decoders.depth)
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
