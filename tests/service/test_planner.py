@@ -46,6 +46,17 @@ def test_plan_fixed_takes_no_more_than_a_batch_and_tells_its_time(card: Card) ->
     assert seconds == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize("mode", [Fixed(1), Auto(10, floor=0.2)])
+def test_plan_while_few_wait_a_batch_is_short_and_where_many_do_it_is_full(
+    card: Card, mode: Fixed | Auto
+) -> None:
+    some = planner(card, mode, max_batch=16)
+    sizes = [len(decided(some, *[Asked(0, 1)] * waiting)) for waiting in (1, 2, 8, 12, 13, 40)]
+    assert sizes == [1, 2, 2, 2, 13, 16]
+    # At 2 ms a row, eight are worth it.
+    assert len(decided(some, *[Asked(0, 0.2)] * 12)) == 8
+
+
 def test_plan_penalty_follows_the_correction(card: Card) -> None:
     some = planner(card)
     for _ in range(100):
