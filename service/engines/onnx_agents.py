@@ -22,11 +22,14 @@ def write_gain(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str) 
     """
     logs = scope.op("LogSoftmax", logits, axis=1)
     logs = scope.op("Max", logs, scope.constant([LOOK_LEAST_LOG]))
-    n_top = scope.constant([min(LOOK_TOP, bundle.card.backbone.classes)], np.int64)
-    top, _ = scope.ops("TopK", [logs, n_top], 2, axis=1)
-    logs = scope.op("Concat", logs, top, axis=1)
+    n_top = min(LOOK_TOP[bundle.card.agent.sees], bundle.card.backbone.classes)
+    top, _ = scope.ops("TopK", [logs, scope.constant([n_top], np.int64)], 2, axis=1)
     told = scope.op("Unsqueeze", _squashed(scope), scope.index(1))
-    seen = scope.op("Concat", scope.op("Exp", logs), logs, _pooled(scope, maps), told, axis=1)
+    if bundle.card.agent.sees == "answer":
+        seen = scope.op("Concat", scope.op("Exp", top), top, told, axis=1)
+    else:
+        logs = scope.op("Concat", logs, top, axis=1)
+        seen = scope.op("Concat", scope.op("Exp", logs), logs, _pooled(scope, maps), told, axis=1)
     for layer in range(2):
         seen = scope.op("Relu", _linear(scope, bundle, f"looks.{look}.{layer}", seen))
     return _linear(scope, bundle, f"looks.{look}.2", seen)
