@@ -159,8 +159,8 @@ def test_engine_each_path_is_chosen_where_the_cap_allows_no_dearer(
 def test_engine_runs_path_after_path_as_the_masked_network(
     backbone: BackboneConfig, looks: int, sees: Sees, cap: float
 ) -> None:
-    bundle, n = random_bundle(backbone, "paths", 2, looks, sees), 24
-    penalty = np.geomspace(0.05, 2, n).astype(np.float32)
+    bundle, n = random_bundle(backbone, "paths", looks=looks, sees=sees), 24
+    penalty = np.geomspace(0.05, 20, n).astype(np.float32)
     rows = random_images(backbone, n, seed=2), penalty, np.full(n, cap)
     widths = check_agreement(bundle, *rows)
     network, table = MaskedNetwork(bundle), bundle.card.table()
