@@ -50,15 +50,19 @@ class PathAgent(nn.Module):
         self.register_buffer("macs", torch.tensor(table.looks), persistent=False)
         self.register_buffer("price", torch.from_numpy(look_price(table)), persistent=False)
 
-    @staticmethod
-    def seen(logits: Tensor, pooled: Tensor) -> Tensor:
-        """What the agent sees: shares, the largest sorted, logarithms of both, and the maps' means.
+    def seen(self, logits: Tensor, pooled: Tensor) -> Tensor:
+        """What the agent sees, (N, F): the largest shares in falling order, and their logarithms.
+
+        If it sees the maps as well: all shares before the sorted ones, and the means at the end.
 
         Args:
             logits: (N, classes) of a path. pooled: (N, C), its last map's mean per channel.
         """
         logs = logits.log_softmax(dim=1).clamp(min=LOOK_LEAST_LOG)
-        logs = torch.cat([logs, logs.topk(min(LOOK_TOP, logs.shape[1]), dim=1).values], dim=1)
+        top = logs.topk(min(LOOK_TOP[self.config.sees], logs.shape[1]), dim=1).values
+        if self.config.sees == "answer":
+            return torch.cat([top.exp(), top], dim=1)
+        logs = torch.cat([logs, top], dim=1)
         return torch.cat([logs.exp(), logs, pooled], dim=1)
 
     def forward(self, look: int, seen: Tensor, penalty: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from itertools import pairwise
 from typing import Any, Literal
 
 Shortcut = Literal["identity", "pad", "project"]
+Sees = Literal["answer", "maps"]
 
 # The penalty p enters the agent as p / (p + midpoint), in [0, 1), so that any price can be asked.
 PENALTY_MIDPOINT = 0.2
 
-# Of a look's probabilities, how many of the largest the agent also sees in falling order: the
-# confidence, whatever the class.
-LOOK_TOP = 5
+# Of a look's probabilities, how many of the largest the agent sees in falling order, by what else
+# it sees: the confidence, whatever the class.
+LOOK_TOP: dict[Sees, int] = {"answer": 2, "maps": 5}
 # Below this the logarithm of a probability says no more.
 LOOK_LEAST_LOG = -10.0
 
@@ -178,6 +179,9 @@ class AgentConfig:
             whole network.
         looks: of the form "paths", after how many of them the agent decides; 0 for all but the
             last. After the others their answer stands.
+        sees: of the form "paths", what of a path it decides by: "answer", the two largest
+            probabilities, or "maps", the largest sorted, every class's, and the last map's means.
+            Cards that do not say, as older ones, have "maps".
         encoding: of the other forms, features into which each layer's pooled input is encoded.
         hidden: features of the hidden layers, or of the recurrent cell.
     """
@@ -187,6 +191,7 @@ class AgentConfig:
     hidden: int = 64
     paths: tuple[tuple[int, ...], ...] = ()
     looks: int = 0
+    sees: Sees = "maps"
 
     def __post_init__(self) -> None:
         if self.form not in ("paths", "priced", "paper"):
@@ -197,6 +202,8 @@ class AgentConfig:
             raise ValueError(f"agent of form {self.form!r} with {len(self.paths)} paths")
         if self.looks < 0:
             raise ValueError(f"agent with {self.looks} looks")
+        if self.sees not in ("answer", "maps"):
+            raise ValueError(f"agent sees {self.sees!r}: choose 'answer' or 'maps'")
 
     @property
     def deciding(self) -> int:
@@ -221,9 +228,11 @@ def look_sizes(backbone: BackboneConfig, agent: AgentConfig, look: int) -> tuple
 
     That is what `models.agent.PathAgent.seen` gives, and the penalty; it values all later paths.
     """
-    shares = backbone.classes + min(LOOK_TOP, backbone.classes)
-    maps = backbone.in_channels(backbone.n_layers, agent.paths[look][-1])
-    return 2 * shares + maps + 1, agent.hidden, agent.hidden, len(agent.paths) - 1 - look
+    seen = 2 * min(LOOK_TOP[agent.sees], backbone.classes)
+    if agent.sees == "maps":
+        maps = backbone.in_channels(backbone.n_layers, agent.paths[look][-1])
+        seen += 2 * backbone.classes + maps
+    return seen + 1, agent.hidden, agent.hidden, len(agent.paths) - 1 - look
 
 
 def decisions(backbone: BackboneConfig, agent: AgentConfig) -> list[int]:

@@ -107,10 +107,11 @@ class Network(nn.Module):
         return self._classify(x), Trace(path, macs.to(path.device), pooled)
 
     def look(self, images: Tensor, path: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) of images along a path, and what a `PathAgent` sees of it."""
+        """Logits (N, classes) of images along a path, and what the `PathAgent` sees of it."""
+        assert isinstance(self.agent, PathAgent)
         x = self._sliced(images, path)
         logits = self._classify(x)
-        return logits, PathAgent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
+        return logits, self.agent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
 
     def _by_looks(
         self, agent: PathAgent, images: Tensor, penalty: Tensor, cap: Tensor

@@ -22,6 +22,7 @@ from training.evaluation import (
     about,
     check_budgets,
     full_path,
+    held_out_images,
     measure_budgets,
     network_of,
     test_images,
@@ -83,7 +84,8 @@ def _ours(
     bundle: Bundle, source: str, budgets: Sequence[float], cache: Path, seed: int
 ) -> dict[str, Any]:
     images, network = test_images(bundle.card, source, cache), network_of(bundle)
-    rows = measure(bundle.card, network, images, budgets, seed)
+    held_out = held_out_images(bundle.card, source, cache)
+    rows = measure(bundle.card, network, images, held_out, budgets, seed)
     full = along(network, images, bundle.card.preprocessing, full_path(network))
     return {
         **about(bundle, source, images),
@@ -173,6 +175,7 @@ def picture(report: dict[str, Any]) -> bytes:
     styles: dict[str, dict[str, Any]] = {
         "ours": {"color": "#1f6feb", "marker": "o", "linewidth": 2.4, "zorder": 5},
         "cascade": {"color": "#d9822b", "marker": "s"},
+        "cascade, calibrated": {"color": "#d9822b", "marker": "s", "linestyle": ":"},
         "cascade of 3": {"color": "#b45309", "marker": "D", "linestyle": "--"},
         "fixed": {"color": "#2e7d32", "marker": "^"},
         "uniform": {"color": "#6b7280", "marker": "v"},

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from models.config import Sees
+
 
 @dataclass(frozen=True)
 class Data:
@@ -112,6 +114,8 @@ class Agent:
         form: "paths" runs whole paths until what it has seen will do; "priced" and "paper" decide
             layer by layer, see `models.config.AgentConfig`.
         looks: of "paths", after how many of them it may go on; 0 for all but the last.
+        sees: of "paths", whether it decides by a path's answer alone or by its maps as well, see
+            `models.config.AgentConfig`.
         rule: how "paths" is learnt, see `training.pathwise`.
         hidden: features of its hidden layers, or of its recurrent cell.
         recordings: how often rewards are recorded, each time on newly augmented images, and, layer
@@ -129,6 +133,7 @@ class Agent:
     form: Literal["paths", "priced", "paper"] = "paths"
     rule: Literal["right", "loss", "gumbel"] = "right"
     looks: int = 0
+    sees: Sees = "answer"
     hidden: int = 64
     recordings: int = 6
     images: int = 15000

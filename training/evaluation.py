@@ -18,7 +18,7 @@ from models.bundle import Bundle, Card, TestPoint, read_bundle
 from models.compute import IntArray
 from models.network import Network
 from models.weights import load
-from training.data import Images, load_test
+from training.data import Images, load_test, load_train
 from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import Outcome, along, by_policy
@@ -32,6 +32,16 @@ def network_of(bundle: Bundle) -> Network:
 def test_images(card: Card, source: str, cache: Path) -> Images:
     """The test images of a source, labelled as the bundle labels them."""
     return load_test(source, card.preprocessing, names=card.labels, cache=cache)
+
+
+def held_out_images(card: Card, source: str, cache: Path) -> Images:
+    """The training images on which the bundle was calibrated, if the source is the same.
+
+    Raises:
+        DataError: the source has no such training images.
+    """
+    count, seed = int(str(card.data.get("held_out", 0))), card.seed
+    return load_train(source, card.preprocessing, held_out=count, seed=seed, cache=cache)[1]
 
 
 def at_budget(network: Network, card: Card, images: Images, budget: float) -> Outcome:

@@ -22,6 +22,7 @@ from models.network import Network
 from models.preprocess import Preprocessing
 from models.weights import folded
 from training.batches import Batch, in_order
+from training.config import Agent
 from training.data import Images
 from training.errors import ConfigError
 from training.run import Run
@@ -36,7 +37,7 @@ def find(run: Run, network: Network) -> AgentConfig:
     start, settings = run.start, run.config.agent
     if start is not None and start.card.agent.paths and not run.config.supernet.epochs:
         # Only its own paths work well in a bundle, and nothing has changed that.
-        return replace(start.card.agent, hidden=settings.hidden, looks=settings.looks)
+        return _as_set(start.card.agent, settings)
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
         images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))
@@ -45,7 +46,12 @@ def find(run: Run, network: Network) -> AgentConfig:
         run.checkpoints.save(STAGE, state, done=True)
     else:
         chain = [tuple(path) for path in checkpoint.state["chain"]]
-    return choose(run.backbone, chain, run.config.paths.count, settings.hidden, settings.looks)
+    agent = _as_set(AgentConfig("paths", paths=(chain[-1], chain[0])), settings)
+    return choose(run.backbone, chain, run.config.paths.count, agent)
+
+
+def _as_set(agent: AgentConfig, settings: Agent) -> AgentConfig:
+    return replace(agent, hidden=settings.hidden, looks=settings.looks, sees=settings.sees)
 
 
 def narrowing(
@@ -97,9 +103,9 @@ def loss(network: Network, batches: Sequence[Batch], path: Path, autocast: torch
 
 
 def choose(
-    backbone: BackboneConfig, chain: Sequence[Path], count: int, hidden: int, looks: int
+    backbone: BackboneConfig, chain: Sequence[Path], count: int, agent: AgentConfig
 ) -> AgentConfig:
-    """An agent with the narrowest path of a chain, the whole one, and at most `count` between.
+    """The agent with the narrowest path of a chain, the whole one, and at most `count` between.
 
     The dearest between is the last along which an image can be sent after the narrowest without
     spending more than the full network; the others divide what lies between in equal steps of the
@@ -109,14 +115,14 @@ def choose(
         ConfigError: the narrowest and the decision after it are no cheaper than the full network.
     """
     whole, narrowest = chain[0], chain[-1]
-    agent = AgentConfig("paths", hidden=hidden, paths=(narrowest, whole), looks=looks)
+    agent = replace(agent, paths=(narrowest, whole))
     glance, full = mac_table(backbone, agent).looks
     # Of the decision after the narrowest, each path between is one output more.
-    room = full - glance - hidden * count
+    room = full - glance - agent.hidden * count
     if glance >= full:
         raise ConfigError(
             "the narrowest path and the decision after it are no cheaper than the full network: "
-            f"setting agent.hidden is {hidden}, make it less"
+            f"setting agent.hidden is {agent.hidden}, make it less"
         )
     between = chain[-2:0:-1]
     trios = [replace(agent, paths=(narrowest, path, whole)) for path in between]

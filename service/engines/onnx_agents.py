@@ -36,11 +36,14 @@ def _write_gain(scope: Scope, bundle: Bundle, look: int, logits: str, maps: str)
     """What stopping after `look` and each later path are expected to gain: (N, M - look)."""
     logs = scope.op("LogSoftmax", logits, axis=1)
     logs = scope.op("Max", logs, scope.constant([LOOK_LEAST_LOG]))
-    n_top = scope.constant([min(LOOK_TOP, bundle.card.backbone.classes)], np.int64)
-    top, _ = scope.ops("TopK", [logs, n_top], 2, axis=1)
-    logs = scope.op("Concat", logs, top, axis=1)
-    seen = [scope.op("Exp", logs), logs, _pooled(scope, maps), _squashed(scope)]
-    hidden = scope.op("Concat", *seen, axis=1)
+    n_top = min(LOOK_TOP[bundle.card.agent.sees], bundle.card.backbone.classes)
+    top, _ = scope.ops("TopK", [logs, scope.constant([n_top], np.int64)], 2, axis=1)
+    if bundle.card.agent.sees == "answer":
+        seen = [scope.op("Exp", top), top]
+    else:
+        logs = scope.op("Concat", logs, top, axis=1)
+        seen = [scope.op("Exp", logs), logs, _pooled(scope, maps)]
+    hidden = scope.op("Concat", *seen, _squashed(scope), axis=1)
     for layer in range(2):
         hidden = scope.op("Relu", _linear(scope, bundle, f"looks.{look}.{layer}", hidden))
     weight, bias = (_floats(bundle, f"looks.{look}.2.{part}") for part in ("weight", "bias"))

@@ -46,7 +46,12 @@ class TritonAgent:
         self._macs = torch.tensor(table.looks, device=device)
         self._price = torch.from_numpy(look_price(table)).to(device)
         self._classes = backbone.classes
-        self._read = [backbone.in_channels(backbone.n_layers, path[-1]) for path in self.steps]
+        maps = card.agent.sees == "maps"
+        self._shares = backbone.classes if maps else 0
+        self._top = min(LOOK_TOP[card.agent.sees], backbone.classes)
+        self._read = [
+            backbone.in_channels(backbone.n_layers, path[-1]) if maps else 0 for path in self.steps
+        ]
         self._layers = [
             [
                 torch.from_numpy(bundle.tensors[f"agent.looks.{look}.{layer}.{part}"].T)
@@ -83,7 +88,8 @@ class TritonAgent:
             PATHS=n_paths,
             STEPS=steps,
             CLASSES=self._classes,
-            TOP=min(LOOK_TOP, self._classes),
+            SHARES=self._shares,
+            TOP=self._top,
             READ=self._read[look],
             MAPS=means.shape[1],
             HIDDEN=self._hidden,

@@ -215,6 +215,7 @@ def decide_kernel(
     PATHS: tl.constexpr,
     STEPS: tl.constexpr,
     CLASSES: tl.constexpr,
+    SHARES: tl.constexpr,
     TOP: tl.constexpr,
     READ: tl.constexpr,
     MAPS: tl.constexpr,
@@ -229,7 +230,8 @@ def decide_kernel(
 ):
     """The agent's decision after path LOOK, a program per image; see `models.agent.PathAgent`.
 
-    ALL_… are powers of two that hold as many.
+    ALL_… are powers of two that hold as many. SHARES is CLASSES, or 0 if it sees only the sorted
+    ones; READ is then 0, too.
 
     Args:
         logits: (N, CLASSES) float32. means: (N, MAPS) float32, of which READ are read.
@@ -250,16 +252,16 @@ def decide_kernel(
     total = most + tl.log(tl.sum(tl.exp(scores - most), axis=0))
 
     hidden = tl.load(bias0 + h, mask=h < HIDDEN, other=0)
-    for start in range(0, CLASSES, BLOCK):
+    for start in range(0, SHARES, BLOCK):
         b = start + tl.arange(0, BLOCK)
-        exists = b < CLASSES
+        exists = b < SHARES
         logs = tl.load(logits + row * CLASSES + b, mask=exists, other=0) - total
         logs = tl.maximum(logs, LEAST_LOG)
         hidden += _weighted(tl.exp(logs), weight0, b, exists, h, HIDDEN)
-        hidden += _weighted(logs, weight0, b + (CLASSES + TOP), exists, h, HIDDEN)
+        hidden += _weighted(logs, weight0, b + (SHARES + TOP), exists, h, HIDDEN)
     for rank in tl.static_range(TOP):
         log = tl.maximum(tl.max(scores, axis=0) - total, LEAST_LOG)
-        share, logarithm = CLASSES + rank, 2 * CLASSES + TOP + rank
+        share, logarithm = SHARES + rank, 2 * SHARES + TOP + rank
         hidden += tl.exp(log) * tl.load(weight0 + share * HIDDEN + h, mask=h < HIDDEN, other=0)
         hidden += log * tl.load(weight0 + logarithm * HIDDEN + h, mask=h < HIDDEN, other=0)
         scores = tl.where(i == tl.argmax(scores, axis=0), -float("inf"), scores)
@@ -267,10 +269,10 @@ def decide_kernel(
         b = start + tl.arange(0, BLOCK)
         exists = b < READ
         pooled = tl.load(means + row * MAPS + b, mask=exists, other=0)
-        hidden += _weighted(pooled, weight0, b + 2 * (CLASSES + TOP), exists, h, HIDDEN)
+        hidden += _weighted(pooled, weight0, b + 2 * (SHARES + TOP), exists, h, HIDDEN)
     asked = tl.load(penalty + row)
     told = tl.maximum(asked, 0) / (tl.maximum(asked, 0) + MIDPOINT)
-    last = 2 * (CLASSES + TOP) + READ
+    last = 2 * (SHARES + TOP) + READ
     hidden += told * tl.load(weight0 + last * HIDDEN + h, mask=h < HIDDEN, other=0)
 
     hidden = tl.maximum(hidden, 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ def make_layer_agent(form="priced"):
     return LayerAgent(BACKBONE, AgentConfig(form, encoding=8, hidden=7)).requires_grad_(False)
 
 
-def make_path_agent(looks=0):
+def make_path_agent(looks=0, sees="maps"):
     """An agent of five paths."""
     torch.manual_seed(0)
-    return PathAgent(BACKBONE, agent_config("paths", BACKBONE, looks=looks)).requires_grad_(False)
+    config = replace(agent_config("paths", BACKBONE, looks=looks), sees=sees)
+    return PathAgent(BACKBONE, config).requires_grad_(False)
 
 
 def seen_after(agent, look):
@@ -203,7 +205,7 @@ def test_agents_keep_what_follows_from_dimensions_out_of_their_state(make):
 def test_seen_is_shares_then_logarithms_each_with_the_largest_sorted_then_the_maps_means():
     generator = torch.Generator().manual_seed(0)
     logits, pooled = torch.randn(N, 7, generator=generator), torch.rand(N, 4, generator=generator)
-    seen = PathAgent.seen(logits, pooled)
+    seen = make_path_agent().seen(logits, pooled)
     shares, top, logs, top_logs, means = seen.split([7, 5, 7, 5, 4], dim=1)
     torch.testing.assert_close(shares, logits.softmax(dim=1))
     torch.testing.assert_close(top, shares.sort(descending=True).values[:, :5])
@@ -212,13 +214,26 @@ def test_seen_is_shares_then_logarithms_each_with_the_largest_sorted_then_the_ma
     assert torch.equal(means, pooled)
 
 
+def test_seen_of_the_answer_is_its_two_largest_shares_whatever_their_classes_and_logarithms():
+    generator = torch.Generator().manual_seed(0)
+    logits, pooled = torch.randn(N, 7, generator=generator), torch.rand(N, 4, generator=generator)
+    agent = make_path_agent(sees="answer")
+    seen = agent.seen(logits, pooled)
+    shares = logits.softmax(dim=1).sort(descending=True).values[:, :2]
+    torch.testing.assert_close(seen, torch.cat([shares, shares.log()], dim=1))
+    others = agent.seen(logits[:, torch.randperm(7, generator=generator)], pooled + 1)
+    torch.testing.assert_close(seen, others)
+
+
 def test_seen_of_fewer_classes_than_are_sorted_sorts_them_all():
-    assert PathAgent.seen(torch.randn(N, 3), torch.rand(N, 4)).shape == (N, 2 * (3 + 3) + 4)
+    logits, pooled = torch.randn(N, 3), torch.rand(N, 4)
+    assert make_path_agent().seen(logits, pooled).shape == (N, 2 * (3 + 3) + 4)
+    assert make_path_agent(sees="answer").seen(logits, pooled).shape == (N, 2 * 2)
 
 
 def test_seen_of_a_sure_answer_has_finite_logarithms():
     logits = torch.tensor([[1e4, 0.0, -1e4]])
-    seen = PathAgent.seen(logits, torch.zeros(1, 2))
+    seen = make_path_agent().seen(logits, torch.zeros(1, 2))
     assert seen[0, 6:12].tolist() == [0, LOOK_LEAST_LOG, LOOK_LEAST_LOG] * 2
     assert seen[0, :3].tolist() == pytest.approx([1, 0, 0], abs=1e-4)
 

@@ -233,6 +233,19 @@ def test_read_bundle_of_fewer_looks_than_it_has_tensors_for_raises(tmp_path, loo
         read_bundle(tmp_path / "tiny")
 
 
+def test_read_bundle_gives_back_what_it_sees_and_takes_a_card_that_does_not_say_for_maps(tmp_path):
+    maps = card_of("paths", tiny_backbone())
+    answer = replace(maps, agent=replace(maps.agent, sees="answer"))
+    for card in (maps, answer):
+        write_bundle(tmp_path / card.agent.sees, card, make_tensors(card))
+    assert read_bundle(tmp_path / "answer").card.agent.sees == "answer"
+    for sees in ("maps", "answer"):
+        edit(tmp_path / sees, lambda values: values["agent"].pop("sees"))
+    assert read_bundle(tmp_path / "maps").card.agent == maps.agent
+    with pytest.raises(BundleError, match=r"tensor agent\.looks\.0\.0\.weight is "):
+        read_bundle(tmp_path / "answer")
+
+
 @pytest.mark.parametrize("looks", [0, 1, 2, 3, 4, 9])
 def test_read_bundle_gives_back_how_often_it_looks(tmp_path, looks):
     backbone = tiny_backbone()

@@ -100,6 +100,20 @@ def test_look_sizes_are_shares_and_logarithms_and_the_paths_end_and_penalty(clas
     assert look_sizes(backbone, agent, 1) == (shares + 8 + 1, 5, 5, 1)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 9])
+def test_look_sizes_of_an_agent_that_sees_the_answer_are_two_shares_two_logarithms_and_penalty(
+    classes,
+):
+    backbone = replace(tiny_backbone(), linears=(7, classes))
+    agent = AgentConfig("paths", hidden=5, paths=(NARROWEST, WHOLE), sees="answer")
+    assert look_sizes(backbone, agent, 0) == (4 + 1, 5, 5, 1)
+
+
+def test_agent_config_that_sees_something_unknown_raises():
+    with pytest.raises(ValueError, match="agent sees 'all': choose 'answer' or 'maps'"):
+        AgentConfig("paths", paths=(NARROWEST, WHOLE), sees="all")
+
+
 def test_backbone_config_of_groups_that_do_not_divide_raises():
     with pytest.raises(ValueError, match="a has 6 channels, which 4 groups do not divide"):
         replace(tiny_backbone(), groups=4)

@@ -63,7 +63,8 @@ def test_compare_one_bundle_gives_what_was_measured(compared, fitted, pictures):
     report, printed = compared([fitted / "bundle"], [0.6, 1.0])
     bundle = read_bundle(fitted / "bundle")
     images = evaluation.test_images(bundle.card, str(pictures), fitted / "cache")
-    rows = measure(bundle.card, network_of(bundle), images, [0.6, 1.0], 3)
+    held_out = evaluation.held_out_images(bundle.card, str(pictures), fitted / "cache")
+    rows = measure(bundle.card, network_of(bundle), images, held_out, [0.6, 1.0], 3)
     assert report["seed"] == 3
     (ours,) = report["ours"]
     assert ours["rows"] == [asdict(row) for row in rows]

@@ -91,6 +91,11 @@ BACKBONE = backbones.build("mcifarnet", 10)
 CHAIN = [tuple(min(4, max(1, 4 + 3 * layer - step)) for layer in range(8)) for step in range(25)]
 
 
+def agent_of(hidden=64, looks=0):
+    """An agent whose paths are to be chosen."""
+    return AgentConfig("paths", hidden=hidden, paths=(CHAIN[-1], CHAIN[0]), looks=looks)
+
+
 def _looks(agent):
     """MACs of the agent's paths, each with the decision after it."""
     return np.array(mac_table(BACKBONE, agent).looks)
@@ -99,7 +104,7 @@ def _looks(agent):
 @pytest.mark.parametrize("looks", [0, 1])
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_choose_takes_the_narrowest_the_whole_and_as_many_between_as_asked(count, looks):
-    agent = choose(BACKBONE, CHAIN, count, 64, looks)
+    agent = choose(BACKBONE, CHAIN, count, agent_of(looks=looks))
     assert (agent.form, agent.hidden, agent.looks) == ("paths", 64, looks)
     assert len(agent.paths) == count + 2
     assert agent.paths[0] == (1,) * 8
@@ -113,7 +118,7 @@ def test_choose_takes_the_narrowest_the_whole_and_as_many_between_as_asked(count
 @pytest.mark.parametrize("looks", [0, 1, 2])
 @pytest.mark.parametrize("count", [1, 6])
 def test_choose_dearest_between_is_the_last_that_fits_after_the_narrowest(count, looks):
-    agent = choose(BACKBONE, CHAIN, count, 64, looks)
+    agent = choose(BACKBONE, CHAIN, count, agent_of(looks=looks))
     first, *_, dearest, full = _looks(agent)
     dearer = CHAIN[CHAIN.index(agent.paths[-2]) - 1]
     assert first + dearest <= full
@@ -131,7 +136,7 @@ def test_choose_of_any_chain_fits_the_dearest_between_and_ends_with_the_whole_on
         path[layer] -= 1
         chain.append(tuple(path))
     for count in (1, 3, 10, 40):
-        agent = choose(BACKBONE, chain, count, hidden, 0)
+        agent = choose(BACKBONE, chain, count, agent_of(hidden))
         macs = _looks(agent)
         assert macs[0] + macs[-2] <= macs[-1] or len(macs) == 2
         assert [set(p) == {4} for p in agent.paths] == [False] * (len(macs) - 1) + [True]
@@ -139,7 +144,7 @@ def test_choose_of_any_chain_fits_the_dearest_between_and_ends_with_the_whole_on
 
 
 def test_choose_between_are_evenly_spaced_in_the_logarithm_of_compute():
-    agent = choose(BACKBONE, CHAIN, 4, 64, 0)
+    agent = choose(BACKBONE, CHAIN, 4, agent_of())
     table = mac_table(BACKBONE, agent)
     steps = np.diff(np.log(table.looks[:-1]))
     coarse = -np.diff(np.log(path_macs(np.array(CHAIN), table, agent=False)))
@@ -148,19 +153,19 @@ def test_choose_between_are_evenly_spaced_in_the_logarithm_of_compute():
 
 def test_choose_of_a_short_chain_takes_all_that_fit():
     short = [CHAIN[i] for i in (0, 1, 8, 16, 24)]
-    agent = choose(BACKBONE, short, 10, 64, 0)
+    agent = choose(BACKBONE, short, 10, agent_of())
     # After the narrowest, all but the first group of the first layer is too much.
     assert agent.paths == (*short[:1:-1], short[0])
 
 
 @pytest.mark.parametrize("chain", [[CHAIN[0], CHAIN[-1]], [CHAIN[0], CHAIN[1], CHAIN[-1]]])
 def test_choose_where_nothing_between_fits_leaves_the_narrowest_and_the_whole(chain):
-    assert choose(BACKBONE, chain, 6, 64, 0).paths == (CHAIN[-1], CHAIN[0])
+    assert choose(BACKBONE, chain, 6, agent_of()).paths == (CHAIN[-1], CHAIN[0])
 
 
 def test_choose_where_a_look_is_no_cheaper_than_the_full_network_says_so():
     with pytest.raises(ConfigError, match=r"setting agent\.hidden is 20000, make it less"):
-        choose(BACKBONE, CHAIN, 6, 20_000, 0)
+        choose(BACKBONE, CHAIN, 6, agent_of(20_000))
 
 
 # The stage
@@ -170,7 +175,8 @@ def test_find_looks_at_held_out_images_only_and_once(tmp_path, monkeypatch):
     run = tiny_run(tmp_path)
     found = find(replace(run, train=None), lively_network(run.backbone))
     assert len(found.paths) == run.config.paths.count + 2
-    assert (found.hidden, found.looks) == (run.config.agent.hidden, run.config.agent.looks)
+    wanted = run.config.agent
+    assert (found.hidden, found.looks, found.sees) == (wanted.hidden, wanted.looks, "answer")
     assert found.paths[-1] == (4,) * 8
     monkeypatch.setattr(paths, "narrowing", None)
     assert find(run, lively_network(run.backbone, seed=1)) == found

@@ -163,8 +163,10 @@ class MaskedNetwork:
         """Gains of the paths after `look`, and the MACs spent on them."""
         shares = np.maximum(np.exp(logits - logits.max()), 1e-300)
         logs = np.maximum(np.log(shares / shares.sum()), LOOK_LEAST_LOG)
-        logs = np.append(logs, np.sort(logs)[::-1][:LOOK_TOP])
-        active = len(end) * self.agent.paths[look][-1] // self.config.groups
+        top, active = np.sort(logs)[::-1][: LOOK_TOP[self.agent.sees]], 0
+        if self.agent.sees == "maps":
+            active = len(end) * self.agent.paths[look][-1] // self.config.groups
+        logs = np.append(logs if active else [], top)
         told = max(penalty, 0) / (max(penalty, 0) + PENALTY_MIDPOINT)
         x, macs = np.concatenate([np.exp(logs), logs, end[:active].mean((1, 2)), [told]]), 0
         for layer in range(3):

@@ -11,15 +11,17 @@ import numpy as np
 
 from models.bundle import Bundle, CalibrationPoint, Card, tensor_shapes
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig
+from models.config import AgentConfig, BackboneConfig, Sees
 from models.preprocess import Preprocessing
 from service.engines.base import Result
 from tests.service.engines.masked import MaskedNetwork
 
 
-def agent_of(form: str, backbone: BackboneConfig, looks: int = 0) -> AgentConfig:
+def agent_of(
+    form: str, backbone: BackboneConfig, looks: int = 0, sees: Sees = "maps"
+) -> AgentConfig:
     if form == "paths":
-        return AgentConfig(form, hidden=12, paths=some_paths(backbone), looks=looks)
+        return AgentConfig(form, hidden=12, paths=some_paths(backbone), looks=looks, sees=sees)
     return AgentConfig(form, encoding=24, hidden=24)
 
 
@@ -44,9 +46,11 @@ def path_of(backbone: BackboneConfig, widths: Iterable[int]) -> tuple[int, ...]:
     return tuple(path)
 
 
-def random_bundle(backbone: BackboneConfig, form: str, seed: int = 0, looks: int = 0) -> Bundle:
+def random_bundle(
+    backbone: BackboneConfig, form: str, seed: int = 0, looks: int = 0, sees: Sees = "maps"
+) -> Bundle:
     """A bundle whose agent takes different paths for different images."""
-    rng, agent = np.random.default_rng(seed), agent_of(form, backbone, looks)
+    rng, agent = np.random.default_rng(seed), agent_of(form, backbone, looks, sees)
     tensors = {}
     for name, shape in tensor_shapes(backbone, agent).items():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1

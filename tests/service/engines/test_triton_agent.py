@@ -10,6 +10,7 @@ import torch
 from models.agent import PathAgent
 from models.backbones import build
 from models.compute import cap_macs
+from models.config import Sees
 from models.weights import load
 from service.engines.triton_agent import Rows, TritonAgent
 from tests.service.engines.support import random_bundle
@@ -19,10 +20,10 @@ N = 18
 
 
 @pytest.mark.parametrize("classes", [3, 70])
-@pytest.mark.parametrize("looks", [0, 1])
-def test_decide_goes_on_as_the_reference(classes: int, looks: int) -> None:
+@pytest.mark.parametrize(("looks", "sees"), [(0, "maps"), (1, "maps"), (0, "answer")])
+def test_decide_goes_on_as_the_reference(classes: int, looks: int, sees: Sees) -> None:
     backbone = build("mcifarnet", classes, width=0.125, image_size=12)
-    bundle = random_bundle(backbone, "paths", looks=looks)
+    bundle = random_bundle(backbone, "paths", looks=looks, sees=sees)
     reference = load(backbone, bundle.card.agent, bundle.tensors).agent
     assert isinstance(reference, PathAgent)
     agent, numbers = TritonAgent(bundle, torch.device(DEVICE)), set()
@@ -32,7 +33,7 @@ def test_decide_goes_on_as_the_reference(classes: int, looks: int) -> None:
         logits = torch.randn(N, classes, generator=rng) * 3
         means = torch.rand(N, backbone.layers[-1].out_channels, generator=rng)
         read = backbone.in_channels(backbone.n_layers, bundle.card.agent.paths[look][-1])
-        gain = reference(look, PathAgent.seen(logits, means[:, :read]), rows.penalty)
+        gain = reference(look, reference.seen(logits, means[:, :read]), rows.penalty)
         left = rows.limits - rows.spent
         wanted = reference.choose(look, gain, rows.penalty, left)
         wanted[::7] = -1
