@@ -17,7 +17,7 @@ from types import FrameType
 
 from service.failure import fail
 from service.settings import Settings
-from service.siblings import Siblings
+from service.siblings import ABSENT, Siblings
 
 
 def serve_in_processes(settings: Settings) -> int:
@@ -33,9 +33,9 @@ def serve_in_processes(settings: Settings) -> int:
     multiprocessing.allow_connection_pickling()
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="rnp-") as directory:
-        family = [
-            Siblings(index, settings.workers, Path(directory)) for index in range(settings.workers)
-        ]
+        n = settings.workers
+        connections = spawn.RawArray("q", [ABSENT] * n)
+        family = [Siblings(index, n, Path(directory), connections) for index in range(n)]
         processes = [
             spawn.Process(target=_serve, args=(settings, siblings, listener)) for siblings in family
         ]
@@ -52,7 +52,7 @@ def _serve(settings: Settings, siblings: Siblings, listener: socket.socket) -> N
 
     # A terminal's Ctrl-C reaches the parent, which passes it on: twice would mean at once.
     os.setpgid(0, 0)
-    sys.exit(serve(settings, siblings, [listener, siblings.listen()]))
+    sys.exit(serve(settings, siblings, listener))
 
 
 def _wait(processes: Sequence[SpawnProcess], came: list[int]) -> int:

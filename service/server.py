@@ -15,8 +15,9 @@ import uvicorn
 
 from models.bundle import BundleError
 from service import logs
+from service.acceptor import Acceptor
 from service.app import create_app
-from service.connections import ServerConfig
+from service.connections import Connection, ServerConfig
 from service.failure import fail
 from service.settings import Settings, SettingsError
 from service.siblings import Siblings
@@ -35,9 +36,17 @@ class Server(uvicorn.Server):
     In between, whoever asks is answered, for as long as others may need to learn of it.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, lame_duck_s: float) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        service: Service,
+        lame_duck_s: float,
+        listener: socket.socket | None = None,
+    ) -> None:
         super().__init__(config)
-        self._service = service
+        self._config, self._service = config, service
+        self._listener = listener
+        self._acceptor: Acceptor | None = None
         self._lame_duck_s = lame_duck_s
         self._stop_at: float | None = None
         self._parent = multiprocessing.parent_process()
@@ -51,10 +60,20 @@ class Server(uvicorn.Server):
         self._stop_at = time.monotonic() + (self._lame_duck_s if put_off else 0)
         self._service.leave()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen where uvicorn does, and on the port that is shared."""
+        await super().startup(sockets)
+        siblings = self._service.siblings
+        if self._listener and siblings:
+            self._acceptor = Acceptor(self._listener, siblings, self._create, self._count)
+            self.servers.append(self._acceptor)  # type: ignore[arg-type]
+
     async def on_tick(self, counter: int) -> bool:
         """Called every 0.1 s; whether to stop."""
         if self._parent and not self._parent.is_alive():
             os._exit(1)  # killed, and whoever starts it anew wants the port
+        if self._acceptor:
+            self._acceptor.tell()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -67,17 +86,23 @@ class Server(uvicorn.Server):
         self._service.drain()
         await super().shutdown(sockets)
 
+    def _create(self) -> asyncio.Protocol:
+        return Connection(self._config, self.server_state, self.lifespan.state)
+
+    def _count(self) -> int:
+        return len(self.server_state.connections)
+
 
 def serve(
     settings: Settings,
     siblings: Siblings | None = None,
-    sockets: list[socket.socket] | None = None,
+    listener: socket.socket | None = None,
 ) -> int:
     """Serve until a stop signal; the exit code is 2 for a bad setting and 1 for a bad bundle.
 
     Args:
         siblings: the other processes of the service, if there are any.
-        sockets: to listen on, in place of what the settings say.
+        listener: the port that they share.
     """
     # uvicorn raises a stop signal once more when all is finished, to let it take its usual effect.
     for stop in (signal.SIGTERM, signal.SIGINT):
@@ -90,14 +115,14 @@ def serve(
     except BundleError as error:
         return fail(error, 1)
     service: Service = app.state.service
-    server = Server(ServerConfig(app, settings), service, settings.lame_duck_s)
+    server = Server(ServerConfig(app, settings), service, settings.lame_duck_s, listener)
     service.on_failure = lambda: setattr(server, "should_exit", True)
     # What there is by now stays for good: never look through it again, and less often through what
     # requests leave, of which little is in cycles.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT)
-    server.run(sockets)
+    server.run([siblings.listen()] if siblings else None)
     return fail(service.failure, 1) if service.failure else 0
 
 

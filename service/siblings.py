@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, MutableSequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ Headers = Iterable[tuple[str, str]]
 # Loading a bundle takes seconds; whoever does not answer at all is found dead by the parent.
 _TIMEOUT_S = 120
 _LOCK_POLL_S = 0.02
+# Connections of a process that takes none.
+ABSENT = 2**31
 # What belongs to one connection, or is made anew for the other one.
 _HOP = {"connection", "content-length", "expect", "host", "keep-alive", "transfer-encoding"}
 
@@ -39,11 +41,13 @@ class Siblings:
         index: of this one.
         count: of all, this one included.
         directory: theirs alone.
+        connections: how many each has, in memory that they share; each writes its own.
     """
 
     index: int
     count: int
     directory: Path
+    connections: MutableSequence[int]
 
     def listen(self) -> socket.socket:
         """The socket on which the others can ask this one."""

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -83,6 +84,21 @@ def test_processes_share_the_port_and_count_together(
     lines = [line for line in log(tmp_path) if line.get("path") == "/classify"]
     by_process = Counter(str(line["process"]) for line in lines)
     assert by_process == images
+
+
+def test_connections_are_shared_out(
+    service: tuple[subprocess.Popen[str], httpx.Client], tmp_path: Path
+) -> None:
+    _, client = service
+    with ExitStack() as stack:
+        for _ in range(MANY):
+            other = httpx.Client(base_url=client.base_url, trust_env=False)
+            assert stack.enter_context(other).get("/budget").status_code == 200
+    lines = [line for line in log(tmp_path) if line.get("path") == "/budget"]
+    by_process = Counter(line["process"] for line in lines)
+    # One that has more than the other leaves a new one to it, unless that is busy for too long.
+    assert sum(by_process.values()) == MANY
+    assert min(by_process[0], by_process[1]) >= 0.35 * MANY
 
 
 def test_budget_is_set_in_all_processes(
@@ -166,7 +182,7 @@ def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def alone(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
     """One of two processes, the other of which is not there."""
-    app: FastAPI = create_app(settings, engine, Siblings(0, 2, tmp_path))
+    app: FastAPI = create_app(settings, engine, Siblings(0, 2, tmp_path, [0, 0]))
     with serve(app, ready=False) as client:
         yield client
 
