@@ -126,7 +126,8 @@ def run_round(
 ) -> Iterator[tuple[str, Measured]]:
     """One server in one round; ours, if there is no peer, at each of its budgets."""
     if peer is None:
-        with service(bundle.path, workers=flags.workers) as server:
+        # Without a line for each request, as the others.
+        with service(bundle.path, workers=flags.workers, log_level="WARNING") as server:
             for name, query in OURS.items():
                 requests = [post(f"/classify?{query}", file, flags.kind) for file in files.contents]
                 plan = Plan(server.host, server.port, requests, read_classification)
