@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from benchmarks.load.server import Server, ServerError, free_port, of_service, r
 
 # How long a broken start may take to end; what a file may hold on a full disk.
 PATIENCE_S, DISK_BYTES = 30.0, 2**18
+# How often a bundle is loaded anew; how long a stopping service goes on answering whoever asks.
+RELOADS, LAME_DUCK_S = 50, 1.0
 # Clients that misbehave, and how often slow ones send a byte.
 VANISHING, SLOW, DRIP_S = 200, 50, 0.2
 
@@ -76,6 +79,40 @@ def killed(case: Case) -> Verdict:
     good = not after and bool((due > ready).any())
     values = {"ready_s": ready - dead, "lost": int(lost.sum()), "lost_after": after}
     return Verdict("kill -9", good, said, values)
+
+
+def stopped(case: Case) -> Verdict:
+    """SIGTERM under load: all that comes while it says that it leaves is answered; exit code 0."""
+    with service(case.bundle, lame_duck_s=LAME_DUCK_S) as server:
+        with driving(case.plan(server.port)) as load:
+            time.sleep(case.seconds / 3)
+            asked = time.perf_counter()
+            server.process.terminate()
+            outcome = load.result()
+        code = server.process.wait(PATIENCE_S)
+    due = outcome.columns["due"] + outcome.start
+    before, leaving = due <= asked, (due > asked) & (due <= asked + LAME_DUCK_S)
+    lost = int((~outcome.ok & (before | leaving)).sum())
+    said = (
+        f"{lost} of {before.sum()} due before the signal and {leaving.sum()} due in the "
+        f"{LAME_DUCK_S:g} s after it were not answered; exit code {code}"
+    )
+    good = not lost and code == 0 and bool(before.any() and leaving.any())
+    return Verdict("SIGTERM", good, said, {"lost": lost})
+
+
+def reloaded(case: Case) -> Verdict:
+    """The bundle is loaded anew again and again under load: no request is lost."""
+    with service(case.bundle) as server, ThreadPoolExecutor(1) as pool:
+        path = f"/models/{case.bundle.name}"
+        reloads = pool.submit(lambda: [server.ask("PUT", path)[0] for _ in range(RELOADS)])
+        outcomes = [drive(case.plan(server.port))]
+        while not reloads.done():
+            outcomes.append(drive(case.plan(server.port)))
+    loaded = reloads.result().count(200)
+    lost, sent = sum(int((~one.ok).sum()) for one in outcomes), sum(map(len, outcomes))
+    said = f"loaded anew {loaded} of {RELOADS} times; {lost} of {sent} requests were not answered"
+    return Verdict("reloads", not lost and loaded == RELOADS, said, {"lost": lost})
 
 
 def vanishing(case: Case) -> Verdict:
@@ -244,6 +281,8 @@ def _last(server: Server) -> str:
 
 ITEMS = {
     "kill": killed,
+    "stop": stopped,
+    "reload": reloaded,
     "vanishing": vanishing,
     "slow": slow,
     "cache": full_cache,

@@ -48,9 +48,12 @@ def test_short_soak_and_chaos_of_a_real_service(
     soaked = run("--minutes", 0.05)
     assert soaked["answers"]["good"]
     assert soaked["memory"]["values"]["last_mb"] > 50  # type: ignore[index]
-    found = run("--chaos", "--items", "kill", "bundle", "--seconds", 9)
+    monkeypatch.setattr(chaos, "RELOADS", 3)
+    found = run("--chaos", "--items", "kill", "stop", "reload", "bundle", "--seconds", 9)
     assert found["kill -9"]["good"]
     assert found["kill -9"]["values"]["lost"] > 0  # type: ignore[index]
+    assert found["SIGTERM"]["good"]
+    assert found["reloads"]["good"]
     assert found["corrupted bundle"]["good"]
 
 
