@@ -5,8 +5,8 @@
 
 Without `--chaos`: Poisson arrivals at a share of what the service carries, for half an hour; how
 its memory goes with the requests answered, and what was not answered. With it: kill −9 and SIGTERM
-under load, bundles loaded anew, clients that hang up, slow bodies, a full cache or disk, a corrupted
-bundle.
+under load, bundles loaded anew, clients that hang up, slow bodies, a full cache or disk, a
+corrupted bundle.
 
 Prints a verdict for each item and ends in one JSON line; the exit code is 1 if one is bad.
 """

@@ -11,7 +11,7 @@ from service.siblings import ABSENT, Siblings
 
 logger = logging.getLogger(__name__)
 
-# How long a connection is left to a process that has fewer. It may be busy, but not as long as this.
+# How long a connection is left to a process that has fewer: it may be busy, but not for so long.
 _LEAVE_S = 0.002
 # More connections than another has that are no reason to leave one to it, and a share of them.
 _MORE, _MORE_SHARE = 1, 1 / 16

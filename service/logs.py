@@ -56,5 +56,6 @@ def configure(level: str, process: int | None = None) -> None:
     logging.captureWarnings(True)
     # What no line tells need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as Python's own guide says
     # Those about a broken image name its values: each would be logged, and remembered for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -5,11 +5,13 @@ All series exist from the start, at zero, and those of a model while it is serve
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -88,9 +90,15 @@ class ModelMetrics:
         metrics.budget_error.labels(name).set_function(error)
         self.abandoned = metrics.abandoned.labels(name)
         self._by = {by: metrics.budget_by.labels(name, by) for by in BUDGET_BY}
+        # A network has many layers, whose counters are brought up to date when they are asked for.
+        self._widths, self._counting = np.zeros(len(self._groups), np.int64), threading.Lock()
+        metrics.before_read[self] = self._count_widths
 
     def remove(self, successor: ModelMetrics | None = None) -> None:
         """Let the series vanish, but for those that a successor of the same name goes on with."""
+        # Of requests that are still under way, they are counted at once.
+        del self._metrics.before_read[self]
+        self._count_widths()
         kept = len(successor._groups) if successor else 0
         for layer in range(kept, len(self._groups)):
             self._metrics.layer_groups.remove(self._name, layer)
@@ -106,8 +114,16 @@ class ModelMetrics:
         self._request_flops.observe(flops)
         self._by[answer.limits.by].inc()
         self._fraction.observe(answer.macs / self._full_macs)
-        for groups, width in zip(self._groups, answer.widths.tolist(), strict=True):
-            groups.inc(width)
+        self._widths += answer.widths
+        if self not in self._metrics.before_read:
+            self._count_widths()
+
+    def _count_widths(self) -> None:
+        with self._counting:
+            counted = self._widths.copy()
+            self._widths -= counted
+        for groups, widths in zip(self._groups, counted.tolist(), strict=True):
+            groups.inc(widths)
 
 
 class _Collected(CollectorRegistry):
@@ -122,12 +138,17 @@ class _Collected(CollectorRegistry):
 
 
 class Metrics:
-    """All series of one app."""
+    """All series of one app.
+
+    Attributes:
+        before_read: called before the series are read; what is counted late is counted then.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._by_model: list[Counter | Gauge | Histogram] = []
+        self.before_read: dict[ModelMetrics, Callable[[], None]] = {}
         self.requests = self._counter("requests", "Requests answered", "route", "code")
         self.rejected = self._counter("rejected", "Requests or parts refused", "reason")
         self.images = self._counter("images", "Images classified", "model")
@@ -185,6 +206,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
+        for count in list(self.before_read.values()):
+            count()
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

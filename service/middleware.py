@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
@@ -18,7 +17,7 @@ from service.metrics import Metrics
 from service.notes import NOTES, Notes
 from service.routes.errors import error_response
 
-REQUEST_ID_HEADER = "X-Request-ID"
+_ID_HEADER = b"x-request-id"
 
 # Routes that machines ask every few seconds; their lines would bury the others.
 QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
@@ -62,10 +61,10 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                headers = [*message.get("headers", ()), (_ID_HEADER, request_id.encode())]
                 if self._leaving():
-                    headers["Connection"] = "close"
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -116,5 +115,5 @@ def _internal_error(request_id: str, path: str) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+    given = dict(scope["headers"]).get(_ID_HEADER, b"").decode("latin-1")
     return given if _VALID_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
