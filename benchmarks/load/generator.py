@@ -86,10 +86,8 @@ def run(plan: Plan) -> Outcome:
     processor = time.process_time()
     generator = _Generator(plan)
     generator.run()
-    processor = time.process_time() - processor
-    generator.read()
     columns = {name: np.array(values) for name, values in generator.columns.items()}
-    return Outcome(columns, generator.start, processor)
+    return Outcome(columns, generator.start, time.process_time() - processor)
 
 
 _UNREACHABLE = b"deadline_unreachable"
@@ -103,7 +101,6 @@ class _Generator:
         self.selector = selectors.DefaultSelector()
         self.start = time.perf_counter()
         self.columns = {name: array("d") for name in COLUMNS}
-        self.bodies: dict[int, bytes] = {}
         self.waiting: deque[int] = deque()
         # The one that is free longest sends next, as if each were another caller's: the one that
         # was free last would send most requests to one process of a server that has several.
@@ -126,11 +123,6 @@ class _Generator:
             for key in list(self.selector.get_map().values()):
                 key.data.close()
             self.selector.close()
-
-    def read(self) -> None:
-        """Read the answers: afterwards, as it would take processor time from the server."""
-        for index, body in self.bodies.items():
-            self._set(index, **self.plan.read(body))
 
     def now(self) -> float:
         """Seconds since the start."""
@@ -195,7 +187,7 @@ class _Generator:
     def _note(self, index: int, status: int, body: bytes) -> None:
         self._set(index, status=status, done=self.now(), unreachable=_UNREACHABLE in body)
         if status == OK:
-            self.bodies[index] = body
+            self._set(index, **self.plan.read(body))
 
 
 class _Connection:
