@@ -159,7 +159,11 @@ def measure_all(
 
 
 def print_table(found: dict[str, Found], rate: float | None) -> None:
-    """Medians over the rounds, and what they are to the best peer's."""
+    """Medians over the rounds, and what they are to the best peer's.
+
+    Args:
+        rate: requests a second at which latencies were measured, if it was the same for all.
+    """
     columns = ("rate", "p50_ms", "p99_ms")
     peers = [name for name in found if name not in OURS]
     best = {

@@ -80,7 +80,7 @@ class Preprocessing:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB, read-only.
+        """The upright image's centre at the network's size: (size, size, 3) uint8, RGB.
 
         A line's values lie in memory channel by channel, as `normalise` wants them.
 
@@ -89,7 +89,7 @@ class Preprocessing:
         """
         try:
             lines = self._resized(_rgb(_upright(image))).tobytes("raw", "RGB;L")
-            planes = np.frombuffer(lines, np.uint8).reshape(self.size, 3, self.size)
+            planes = np.frombuffer(bytearray(lines), np.uint8).reshape(self.size, 3, self.size)
             return planes.transpose(0, 2, 1)
         except Exception as error:  # Pillow checks neither as it decodes
             raise NotAnImage(

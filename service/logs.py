@@ -56,6 +56,6 @@ def configure(level: str, process: int | None = None) -> None:
     logging.captureWarnings(True)
     # What no line tells need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as Python's own guide says
+    logging._srcfile = None  # so that no caller is looked for; named in Python's logging guide
     # Those about a broken image name its values: each would be logged, and remembered for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")

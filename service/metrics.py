@@ -92,13 +92,13 @@ class ModelMetrics:
         self._by = {by: metrics.budget_by.labels(name, by) for by in BUDGET_BY}
         # A network has many layers, whose counters are brought up to date when they are asked for.
         self._widths, self._counting = np.zeros(len(self._groups), np.int64), threading.Lock()
-        metrics.before_read[self] = self._count_widths
+        metrics.counting_late.add(self)
 
     def remove(self, successor: ModelMetrics | None = None) -> None:
         """Let the series vanish, but for those that a successor of the same name goes on with."""
-        # Of requests that are still under way, they are counted at once.
-        del self._metrics.before_read[self]
-        self._count_widths()
+        # Those of requests that are still under way are counted at once.
+        self._metrics.counting_late.remove(self)
+        self.count_widths()
         kept = len(successor._groups) if successor else 0
         for layer in range(kept, len(self._groups)):
             self._metrics.layer_groups.remove(self._name, layer)
@@ -115,10 +115,11 @@ class ModelMetrics:
         self._by[answer.limits.by].inc()
         self._fraction.observe(answer.macs / self._full_macs)
         self._widths += answer.widths
-        if self not in self._metrics.before_read:
-            self._count_widths()
+        if self not in self._metrics.counting_late:
+            self.count_widths()
 
-    def _count_widths(self) -> None:
+    def count_widths(self) -> None:
+        """Bring the layers' counters up to date; from any thread."""
         with self._counting:
             counted = self._widths.copy()
             self._widths -= counted
@@ -141,14 +142,14 @@ class Metrics:
     """All series of one app.
 
     Attributes:
-        before_read: called before the series are read; what is counted late is counted then.
+        counting_late: models whose layers are counted when the series are read.
     """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._by_model: list[Counter | Gauge | Histogram] = []
-        self.before_read: dict[ModelMetrics, Callable[[], None]] = {}
+        self.counting_late: set[ModelMetrics] = set()
         self.requests = self._counter("requests", "Requests answered", "route", "code")
         self.rejected = self._counter("rejected", "Requests or parts refused", "reason")
         self.images = self._counter("images", "Images classified", "model")
@@ -206,8 +207,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """All series in Prometheus' text format."""
-        for count in list(self.before_read.values()):
-            count()
+        for model in list(self.counting_late):
+            model.count_widths()
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
@@ -17,7 +18,7 @@ from service.metrics import Metrics
 from service.notes import NOTES, Notes
 from service.routes.errors import error_response
 
-_ID_HEADER = b"x-request-id"
+REQUEST_ID_HEADER = "X-Request-ID"
 
 # Routes that machines ask every few seconds; their lines would bury the others.
 QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
@@ -61,10 +62,10 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (_ID_HEADER, request_id.encode())]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
                 if self._leaving():
-                    headers.append((b"connection", b"close"))
-                message["headers"] = headers
+                    headers["Connection"] = "close"
             await send(message)
 
         try:
@@ -115,5 +116,5 @@ def _internal_error(request_id: str, path: str) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> str:
-    given = dict(scope["headers"]).get(_ID_HEADER, b"").decode("latin-1")
+    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
     return given if _VALID_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"

@@ -34,6 +34,20 @@ def test_a_peer_is_measured_beside_ours_and_one_that_is_not_installed_is_named(
     assert report["servers"]["ours, budget 0.25"]["same"][0] < 1
 
 
+def test_latencies_at_a_rate_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_narrow_bundle(tmp_path / "bundles" / "narrow")
+    flags = ["--data", write_images(tmp_path / "data"), "--bundle", bundle, "--quick"]
+    flags += ["--cache", tmp_path / "cache", "--workers", 1, "--rate", 40]
+    monkeypatch.setattr("sys.argv", ["peers", *map(str, flags), "--peers"])
+    assert peers.main() == 0
+    out = capsys.readouterr().out
+    assert "p99 ms at 40/s" in out
+    for found in json.loads(out.splitlines()[-1])["servers"].values():
+        assert found["at_level"][0]["offered"] == pytest.approx(40, rel=0.4)
+
+
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.own])
 def test_all_that_a_peer_needs_is_pinned(name: str) -> None:
     lines = (SERVERS / f"requirements-{name}.txt").read_text().splitlines()

@@ -61,6 +61,7 @@ def test_pixels_image_of_exact_size_untouched(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     pixels = SMALL.pixels(decode(encode(image, kind, **options), LIMIT))
     np.testing.assert_array_equal(pixels, np.asarray(image))
+    assert pixels.flags.writeable
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
