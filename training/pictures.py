@@ -69,10 +69,11 @@ def of_classes(rows: Sequence[OfClass], title: str) -> bytes:
     places = np.arange(len(rows))
     spent = [100 * row.fraction for row in rows]
     left.barh(places, spent, 0.62, color=OURS)
-    lows, highs = zip(*(row.quartiles for row in rows), strict=True)
-    left.hlines(places, *_percent(lows, highs), color="black", linewidth=0.8)
+    lows, highs = _percent(*zip(*(row.quartiles for row in rows), strict=True))
+    left.hlines(places, lows, highs, color="black", linewidth=0.8)
     left.set_yticks(places, [row.label for row in rows])
-    left.set_xlim(0, 100)
+    # Looks before the last may bring an image above the full network's compute.
+    left.set_xlim(0, 1.02 * max(100, *highs))
     left.set_xlabel("compute, %: mean (bar) and middle half (line)")
     ours, full = _percent([row.accuracy for row in rows], [row.full for row in rows])
     right.hlines(places, ours, full, color=FAINT, linewidth=3)
@@ -215,7 +216,7 @@ def of_difficulty(deciles: Sequence[Decile], title: str) -> bytes:
     axes.bar(places + 0.2, wrong, 0.4, color=OTHER, label="full network wrong, % of images")
     axes.set_xticks(places)
     axes.set_xlabel("tenth of the test images, by the full network's loss (easiest to hardest)")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 1.02 * max(100, *spent))
     axes.legend(loc="upper left")
     _grid(axes)
     return _png(figure)
