@@ -1,9 +1,11 @@
 """All that needs a GPU, in one go: are the kernels right, how fast are they, does the host wait?
 
-    python -m benchmarks.gpu_check [--out DIR] [--networks NAME ...] [--rounds N] [--rehearse]
+    python -m benchmarks.gpu_check [--out DIR] [--networks NAME ...] [--batches N ...]
+        [--rivals NAME ...] [--rounds N] [--rehearse]
 
-1. Correctness: the tests of the kernels, compiled; then the engine at full size beside the
-   reference, in float32 and in bfloat16.
+0. Compilation, which takes longest: every kernel with every tile, on all cores at once.
+1. Correctness: the tests of the kernels and of captured training, compiled; then the engine at full
+   size beside the reference, in float32 and in bfloat16.
 2. Benchmark: at several budgets and batches, on the GPU's clock, against the whole network by
    cuDNN in a CUDA graph and by torch.compile with max-autotune. Weights are random, and caps make
    the rows spend the budget.
@@ -23,7 +25,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +44,7 @@ NETWORKS = ("mcifarnet-32", "vgg16-32", "resnet18-160", "vgg16-224")
 TOY = "toy"
 BUDGETS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10)
 BATCHES = (1, 8, 32)
+RIVALS = {"cudnn": "cuDNN", "compiled": "torch.compile"}
 # Images over which a budget is met where a batch is smaller; images of a comparison.
 ROWS, COMPARED = 32, 16
 # Most that logits may differ, as a share of the largest.
@@ -75,19 +80,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--compile", help=argparse.SUPPRESS)  # what a process of `compiled` does
     flags = parser.parse_args()
     # Before anything imports Triton.
     os.environ["TRITON_INTERPRET"] = "1" if flags.rehearse else "0"
     if flags.rehearse:
         flags.networks, flags.batches, flags.budgets = [TOY], [2], [1.0, 1 / 4]
     else:
-        flags.batches, flags.budgets = list(BATCHES), list(BUDGETS)
+        flags.budgets = list(BUDGETS)
         import torch
 
         if not torch.cuda.is_available():
             sys.exit(NO_GPU)
+        if flags.compile:
+            compile_part(flags, *flags.compile.split("/"))
+            return 0
+        compile_all(flags)
     correct = keep(flags, "correctness", correctness(flags))
     keep(flags, "benchmark", benchmark(flags))
     if flags.rehearse:
@@ -109,6 +121,48 @@ def keep(flags: argparse.Namespace, name: str, found: dict[str, Any]) -> dict[st
         text = json.dumps({"machine": machine(), **found}, indent=1)
         (flags.out / f"gpu-{name}.json").write_text(text + "\n")
     return found
+
+
+def compile_all(flags: argparse.Namespace) -> None:
+    """Fill the caches of Triton and of torch.compile by as many processes as there are cores.
+
+    What cannot be compiled is found again, and told, by the steps that follow.
+    """
+    from service.engines.triton_tuning import CANDIDATES
+
+    tiles = ["default", *map(str, range(len(CANDIDATES)))]
+    parts = [f"{name}/{what}" for name in flags.networks for what in tiles]
+    if "compiled" in flags.rivals:
+        rivals = [f"{name}/rival-{batch}" for name in flags.networks for batch in flags.batches]
+        parts = rivals + parts
+
+    def run(part: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--compile", part]
+        subprocess.run([*command, "--out", str(flags.out)], check=False)
+
+    start = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(run, parts))
+    print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def compile_part(flags: argparse.Namespace, name: str, what: str) -> None:
+    """Compile a network's kernels with one of the tiles, or a rival for one batch."""
+    import torch
+
+    from service.engines.triton_engine import TritonEngine
+    from service.engines.triton_tuning import CANDIDATES, Tuner
+
+    bundle = bundle_of(name)
+    if what.startswith("rival-"):
+        batch = int(what.removeprefix("rival-"))
+        rivals(flags, bundle, some_images(bundle, batch))["compiled"]()
+    elif what == "default":
+        engine_of(flags, bundle, "float32", 1)
+        TritonEngine(bundle, tuner=Tuner(), batches=(1,))
+    else:
+        TritonEngine(bundle, tuner=Tuner(default=CANDIDATES[int(what)]), batches=(1,))
+    torch.cuda.synchronize()
 
 
 def machine() -> dict[str, str]:
@@ -201,10 +255,13 @@ def agreement(name: str, dtype: str, result: Result, wanted: Result) -> Agreemen
 
 def run_tests() -> dict[str, int]:
     """Run the tests of the kernels as this process would run them; how many passed and failed."""
-    tests = sorted(str(path) for path in Path("tests/service/engines").glob("test_triton_*.py"))
+    kernels = sorted(str(path) for path in Path("tests/service/engines").glob("test_triton_*.py"))
+    tests = [*kernels, "tests/training/test_backward.py"]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *tests]
+        # They need no fixtures of others, and another torch's warnings are no failures.
+        options = ["-q", "--noconftest", "-W", "default", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         subprocess.run(command, check=False)
         (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
     counts = {name: int(suite.get(name, 0)) for name in ("tests", "errors", "failures", "skipped")}
@@ -215,9 +272,10 @@ def run_tests() -> dict[str, int]:
 
 def benchmark(flags: argparse.Namespace) -> dict[str, Any]:
     """Time the engine and its rivals on every network and batch."""
-    print("\n| network | batch | budget | ms an image | cuDNN | torch.compile "
-          "| saving in MACs | in time over cuDNN | over torch.compile |\n"
-          "|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    named = [] if flags.rehearse else flags.rivals
+    print("\n| network | batch | budget | ms an image | saving in MACs | "
+          + "".join(f"ms by {RIVALS[rival]} | saving in time over it | " for rival in named)
+          + "\n|" + "---|" * (5 + 2 * len(named)))  # fmt: skip
     rows = []
     for name in flags.networks:
         bundle = bundle_of(name)
@@ -240,7 +298,8 @@ def time_batch(
         penalty, cap, fractions[budget] = rows_at(bundle.card.table(), budget, n)
         parts = [(images[p], penalty[p], cap[p]) for p in batches(n, batch)]
         works[budget] = [engine_part(engine, *part) for part in parts]
-    for rival, run in rivals(flags, bundle, images[:batch]).items():
+    found = rivals(flags, bundle, images[:batch])
+    for rival, run in found.items():
         works[rival] = [(lambda: None, run)] * (n // batch)
     if flags.rehearse:
         for before, work in itertools.chain(*works.values()):
@@ -253,11 +312,11 @@ def time_batch(
     ms = {key: float(np.median(times)) / n for key, times in device_ms(works, flags.rounds).items()}
     rows = []
     for budget in flags.budgets:
-        over = {rival: ms[rival] / ms[budget] for rival in ("cudnn", "compiled")}
+        over = {rival: ms[rival] / ms[budget] for rival in found}
         saving = 1 / fractions[budget]
-        print(f"| {name} | {batch} | {budget:.3g} | {ms[budget]:.4f} | {ms['cudnn']:.4f} "
-              f"| {ms['compiled']:.4f} | {saving:.2f} | {over['cudnn']:.2f} "
-              f"| {over['compiled']:.2f} |", flush=True)  # fmt: skip
+        cells = [f"{ms[rival]:.4f} | {over[rival]:.2f}" for rival in found]
+        print(f"| {name} | {batch} | {budget:.3g} | {ms[budget]:.4f} | {saving:.2f} | "
+              + " | ".join(cells) + " |", flush=True)  # fmt: skip
         rows.append(
             {
                 "network": name,
@@ -298,9 +357,14 @@ def rivals(
     if flags.rehearse:
         return {"cudnn": lambda: network(x)}
     torch.backends.cudnn.benchmark = True
-    compiled = torch.compile(network, mode="max-autotune")
+    found: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
-        return {"cudnn": captured(network, x), "compiled": lambda: compiled(x)}
+        if "cudnn" in flags.rivals:
+            found["cudnn"] = captured(network, x)
+        if "compiled" in flags.rivals:
+            compiled = torch.compile(network, mode="max-autotune")
+            found["compiled"] = lambda: compiled(x)
+    return found
 
 
 def profiles(flags: argparse.Namespace) -> dict[str, Any]:

@@ -56,6 +56,13 @@ class Network(nn.Module):
         self.head = nn.ModuleList(nn.Linear(a, b) for a, b in sizes)
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        linear = self.head[0]
+        assert isinstance(linear, nn.Linear)
+        return linear.weight.device
+
+    @property
     def table(self) -> MacTable:
         """MACs of every step."""
         return mac_table(self.backbone, self.agent.config)

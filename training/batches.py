@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.preprocess import Preprocessing
-from training.data import Images
+from training.data import Images, Pixels
 
 # Of a random crop, the logarithm of the longer side over the shorter one.
 _LOG_ASPECT = math.log(4 / 3)
@@ -68,10 +68,18 @@ class Batches:
         size: int,
         seed: int,
         augmentation: Augmentation | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        """Prepare; nothing is decoded or copied yet.
+
+        Args:
+            size: images of a batch.
+            device: where batches are made; by default on the CPU.
+        """
         self._images, self._preprocessing, self._seed = images, preprocessing, seed
         self._size, self._augmentation = min(size, len(images)), augmentation
-        self._labels = torch.from_numpy(images.labels)
+        self._device = device or torch.device("cpu")
+        self._labels = torch.from_numpy(images.labels).to(self._device)
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -83,27 +91,38 @@ class Batches:
         for step in range(start, len(self)):
             indices = order[step * self._size : (step + 1) * self._size]
             images = self._changed(indices, generator(self._seed, epoch, step))
-            yield Batch(images, self._labels[indices], indices)
+            yield Batch(images, self._labels[moved(indices, self._device)], indices)
 
     def _changed(self, indices: Tensor, rng: torch.Generator) -> Tensor:
         places, change = indices.numpy(), self._augmentation
         if change is None:
-            return normalise(torch.from_numpy(self._images.take(places)), self._preprocessing)
+            return normalise(self._pixels(self._images.take(places)), self._preprocessing)
         if change.crop < 1:
-            wide = torch.from_numpy(self._images.take_wide(places))
+            wide = self._pixels(self._images.take_wide(places))
             pixels = crop_and_flip(wide, change.size or self._preprocessing.size, change, rng)
         else:
-            pixels = shift_and_flip(torch.from_numpy(self._images.take(places)), change, rng)
+            pixels = shift_and_flip(self._pixels(self._images.take(places)), change, rng)
         return cut_out(normalise(pixels, self._preprocessing), change.cutout, rng)
 
+    def _pixels(self, pixels: Pixels) -> Tensor:
+        return moved(torch.from_numpy(pixels), self._device)
 
-def in_order(images: Images, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
+
+def in_order(
+    images: Images, preprocessing: Preprocessing, size: int, device: torch.device | None = None
+) -> Iterator[Batch]:
     """Every image once, in order, as it is; the last batch may be smaller."""
+    device = device or torch.device("cpu")
     labels = torch.from_numpy(images.labels)
     for start in range(0, len(images), size):
-        pixels = torch.from_numpy(images.take(slice(start, start + size)))
+        pixels = moved(torch.from_numpy(images.take(slice(start, start + size))), device)
         indices = torch.arange(start, start + len(pixels))
-        yield Batch(normalise(pixels, preprocessing), labels[indices], indices)
+        yield Batch(normalise(pixels, preprocessing), moved(labels[indices], device), indices)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, which the CPU does not wait for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def generator(*seeds: int) -> torch.Generator:
@@ -118,8 +137,8 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
     The pixels are uint8, or float32 of the same range, which are overwritten.
     """
-    std = torch.tensor(preprocessing.std)
-    mean = torch.tensor(preprocessing.mean)
+    std = moved(torch.tensor(preprocessing.std), pixels.device)
+    mean = moved(torch.tensor(preprocessing.mean), pixels.device)
     values = pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
     return values.permute(0, 3, 1, 2)
 
@@ -135,8 +154,9 @@ def shift_and_flip(pixels: Tensor, augmentation: Augmentation, rng: torch.Genera
     columns = _mirrored(line + offsets[1], size)
     if augmentation.flip:
         columns = torch.where(flips, columns.flip(1), columns)
-    flat = (torch.arange(n)[:, None, None] * size + rows[:, :, None]) * size + columns[:, None, :]
-    return pixels.reshape(-1, 3)[flat]
+    rows = torch.arange(n)[:, None] * size + rows
+    rows, columns = moved(rows, pixels.device), moved(columns, pixels.device)
+    return pixels.reshape(-1, 3)[rows[:, :, None] * size + columns[:, None, :]]
 
 
 def crop_and_flip(
@@ -162,6 +182,7 @@ def crop_and_flip(
     columns = lefts * (1 - widths) + line * widths
     if augmentation.flip:
         columns = torch.where(flips < 0.5, columns.flip(1), columns)
+    rows, columns = moved(rows, pixels.device), moved(columns, pixels.device)
     across, down = columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)
     grid = torch.stack((across, down), dim=3)
     images = pixels.permute(0, 3, 1, 2).float()
@@ -179,7 +200,7 @@ def cut_out(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
     starts = torch.randint(0, size, (2, n, 1), generator=rng) - side // 2
     inside = (torch.arange(size) >= starts) & (torch.arange(size) < starts + side)
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-    return images.masked_fill_(square, 0.0)
+    return images.masked_fill_(moved(square, images.device), 0.0)
 
 
 def cut_mix(
@@ -198,7 +219,7 @@ def cut_mix(
     half = area**0.5 / 2
     top, left = (max(0, round(size * (c - half))) for c in centre)
     bottom, right = (min(size, round(size * (c + half))) for c in centre)
-    partners = torch.randperm(len(images), generator=rng)
+    partners = moved(torch.randperm(len(images), generator=rng), images.device)
     images[..., top:bottom, left:right] = images[partners][..., top:bottom, left:right]
     pasted = (bottom - top) * (right - left) / size**2
     targets = F.one_hot(labels, classes).float()

@@ -177,6 +177,7 @@ class Config:
         out: directory of the bundle to write; it must not exist.
         work: directory of checkpoints and logs; by default `runs/` and the bundle's name.
         threads: CPU threads; 0 leaves torch its default.
+        device: "auto" takes a CUDA GPU if torch finds one.
     """
 
     data: Data = field(default_factory=Data)
@@ -191,6 +192,7 @@ class Config:
     out: str = ""
     work: str = ""
     threads: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
     def work_dir(self) -> Path:

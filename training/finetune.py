@@ -20,7 +20,6 @@ from training.batches import Batches, generator
 from training.run import MIXING, PATHS, Run
 from training.supernet import (
     RECALIBRATION_STEPS,
-    backward,
     draw_path,
     keep,
     mixed,
@@ -51,6 +50,7 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     steps = settings.epochs * len(batches)
     optimizer = sgd(network, settings.learning_rate, supernet.weight_decay)
     start = restore(run, STAGE, network, optimizer)
+    backward = run.backward(network)
     frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
     frozen_from = steps - frozen * len(batches)
     # Of a bundle that is not trained at all, statistics stay what they are.
@@ -70,11 +70,14 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
                 images, labels = mixed(run, batch, mixing)
             else:
                 images, labels = batch.images, batch.labels
-            loss, right = _step(run, network, images, labels, paths, random)
+            together = [*sandwich(network.backbone, 0, random), *some(paths, TOGETHER, random)]
+            loss, right, teacher = backward(images, labels, together)
+            if not paths:
+                _along_random_paths(run, network, images, teacher, random)
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
-                log.write(loss=loss, accuracy=right / len(batch.images))
+                log.write(loss=loss.item(), accuracy=right.item() / len(batch.images))
             if log.step == frozen_from:
                 _estimate(run, network, batches, paths)
             if log.step % len(batches) == 0:
@@ -95,28 +98,6 @@ def some(paths: list[list[int]], count: int, random: torch.Generator) -> list[li
     """`count` of the paths, in random order."""
     order = torch.randperm(len(paths), generator=random)[:count]
     return [paths[number] for number in order.tolist()]
-
-
-def _step(
-    run: Run,
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    paths: list[list[int]],
-    random: torch.Generator,
-) -> tuple[float, int]:
-    """Add the gradients of one batch; returns the full network's loss and right answers."""
-    loss, right, teacher = backward(
-        network,
-        images,
-        labels,
-        [*sandwich(network.backbone, 0, random), *some(paths, TOGETHER, random)],
-        smoothing=run.config.supernet.label_smoothing,
-        autocast=run.autocast(),
-    )
-    if not paths:
-        _along_random_paths(run, network, images, teacher, random)
-    return loss, right
 
 
 def _along_random_paths(

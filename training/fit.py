@@ -65,7 +65,7 @@ def _train(run: Run, network: Network) -> None:
 
 def _give_agent(run: Run, network: Network, config: AgentConfig) -> None:
     torch.manual_seed(run.config.seed)
-    network.agent = new_agent(run.backbone, config)
+    network.agent = new_agent(run.backbone, config).to(run.device)
 
 
 def _bundle(run: Run, network: Network) -> Bundle:
@@ -96,7 +96,7 @@ def _calibration(run: Run, bundle: Bundle) -> tuple[CalibrationPoint, ...]:
     checkpoint = run.checkpoints.load("calibration")
     if checkpoint is None:
         points = calibrate(
-            network_of(bundle),
+            network_of(bundle).to(run.device),
             run.held_out,
             run.preprocessing,
             highest_penalty=max(run.config.agent.penalties),
@@ -112,7 +112,8 @@ def _evaluated(run: Run, bundle: Bundle) -> Bundle:
     config, card = run.config, bundle.card
     images = test_images(card, config.data.source, config.cache_dir)
     budgets = [b for b in config.evaluation.budgets if b >= card.min_fraction]
-    points = measure_budgets(network_of(bundle), card, images, budgets)
+    network = network_of(bundle).to(run.device)
+    points = measure_budgets(network, card, images, budgets)
     print(table(card, points, len(images)))
     return replace(bundle, card=replace(card, test=points))
 

@@ -53,7 +53,7 @@ class Learner:
         agent = layer_agent(network)
         slow = copy.deepcopy(agent).requires_grad_(False)
         optimizer = torch.optim.Adam(agent.parameters(), lr=learning_rate)
-        prices = torch.from_numpy(step_price(network.table, agent.config.form))
+        prices = torch.from_numpy(step_price(network.table, agent.config.form)).to(network.device)
         return cls(agent, slow, optimizer, prices)
 
     def learn(self, episodes: Episodes, penalty: Tensor, learning_rate: float) -> float:
@@ -87,7 +87,7 @@ def train(run: Run, network: Network) -> None:
     learner = Learner.of(network, settings.learning_rate)
     done = _restore(run, learner)
     steps = settings.recordings * settings.epochs
-    backbone = folded(network)
+    backbone = folded(network).to(run.device)
     backbone.agent = network.agent
     with run.log(STAGE, steps, done) as log:
         for step in range(done, steps):
@@ -134,7 +134,9 @@ def _learn(run: Run, learner: Learner, step: int, rate: float, log: StageLog) ->
     errors = []
     for rows in minibatches(len(episodes), size, random):
         penalty = _penalty(run, size, random)
-        errors.append(learner.learn(episodes[rows], penalty, rate * settings.learning_rate))
+        errors.append(
+            learner.learn(episodes[rows.to(run.device)], penalty, rate * settings.learning_rate)
+        )
     log.advance(len(episodes))
     newest = learner.episodes[-1]
     log.write(
@@ -148,9 +150,9 @@ def _learn(run: Run, learner: Learner, step: int, rate: float, log: StageLog) ->
 def _penalty(run: Run, episodes: int, random: torch.Generator) -> Tensor:
     settings = run.config.agent
     if settings.form == "paper":
-        return torch.full((episodes,), settings.penalty)
+        return torch.full((episodes,), settings.penalty, device=run.device)
     low, high = settings.penalties
-    return draw_penalty(episodes, low, high, random)
+    return draw_penalty(episodes, low, high, random).to(run.device)
 
 
 def _told(run: Run, episodes: int, random: torch.Generator) -> Tensor:
@@ -169,7 +171,8 @@ def _restore(run: Run, learner: Learner) -> int:
     if not checkpoint.done:
         recorded = math.ceil(checkpoint.step / run.config.agent.epochs)
         kept = [run.checkpoints.load(_episodes(number)) for number in range(recorded)]
-        learner.episodes = [Episodes(**part.state) for part in kept if part is not None]
+        episodes = [Episodes(**part.state) for part in kept if part is not None]
+        learner.episodes = [part.to(run.device) for part in episodes]
     return checkpoint.step
 
 

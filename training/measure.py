@@ -64,13 +64,13 @@ def by_policy(
 ) -> Outcome:
     """Let the agent choose each image's path at one penalty and cap."""
     widths, macs, answers = [], [], []
-    for batch in in_order(images, preprocessing, BATCH):
-        penalties = torch.full((len(batch.images),), penalty)
-        caps = torch.full((len(batch.images),), cap, dtype=torch.float64)
+    for batch in in_order(images, preprocessing, BATCH, network.device):
+        penalties = batch.images.new_full((len(batch.images),), penalty)
+        caps = penalties.double().fill_(cap)
         logits, trace = network.by_policy(batch.images, penalties, caps)
-        widths.append(trace.widths.numpy())
-        macs.append(trace.macs.numpy())
-        answers.append(logits)
+        widths.append(trace.widths.cpu().numpy())
+        macs.append(trace.macs.cpu().numpy())
+        answers.append(logits.cpu())
     return _outcome(network, images, np.concatenate(widths), np.concatenate(macs), answers)
 
 
@@ -80,12 +80,13 @@ def along(
 ) -> Outcome:
     """Send each image along its row of paths (N, L); a single row (1, L) serves for all."""
     answers = []
-    for batch in in_order(images, preprocessing, BATCH):
+    for batch in in_order(images, preprocessing, BATCH, network.device):
         if len(paths) == 1:
-            answers.append(network(batch.images, paths[0].tolist()))
+            logits = network(batch.images, paths[0].tolist())
         else:
             rows = torch.from_numpy(paths[batch.indices.numpy()])
-            answers.append(network.along(batch.images, rows))
+            logits = network.along(batch.images, rows.to(network.device))
+        answers.append(logits.cpu())
     widths = np.broadcast_to(paths, (len(images), paths.shape[1]))
     macs = path_macs(widths, network.table, agent=False)
     return _outcome(network, images, widths, macs, answers)

@@ -41,7 +41,7 @@ def find(run: Run, network: Network) -> AgentConfig:
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
         images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))
-        chain = narrowing(folded(network), images, run.preprocessing, run.autocast())
+        chain = narrowing(folded(network).to(run.device), images, run.preprocessing, run.autocast())
         state = {"chain": [list(path) for path in chain]}
         run.checkpoints.save(STAGE, state, done=True)
     else:
@@ -64,7 +64,7 @@ def narrowing(
         images: held-out images on which losses are compared.
     """
     backbone, table = network.backbone, network.table
-    batches = list(in_order(images, preprocessing, 500))
+    batches = list(in_order(images, preprocessing, 500, network.device))
 
     def macs(path: Path) -> int:
         return int(path_macs(np.array([path]), table, agent=False)[0])

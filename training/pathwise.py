@@ -58,8 +58,10 @@ def train(run: Run, network: Network) -> None:
         images = chain.from_iterable(
             islice(batches.epoch(number), count) for number in range(settings.recordings)
         )
-        records = _record(run, folded(network), images, log)
-        _learn(run, agent, records, log)
+        records = _record(run, folded(network).to(run.device), images, log)
+        # The agent is so small that a CPU has learnt before a GPU has been told to.
+        _learn(run, agent.cpu(), records, log)
+        agent.to(run.device)
     run.checkpoints.save(STAGE, {"agent": agent.state_dict()}, done=True)
 
 
@@ -88,8 +90,8 @@ def _record(run: Run, network: Network, batches: Iterable[Batch], log: StageLog)
             parts.append(rewards(network, batch.images, batch.labels))
         log.advance(len(batch.labels))
     losses, right, seen = zip(*parts, strict=True)
-    looks = [torch.cat(look) for look in zip(*seen, strict=True)]
-    return Records(torch.cat(losses), torch.cat(right), looks)
+    looks = [torch.cat(look).cpu() for look in zip(*seen, strict=True)]
+    return Records(torch.cat(losses).cpu(), torch.cat(right).cpu(), looks)
 
 
 def rewards(network: Network, images: Tensor, labels: Tensor) -> Records:

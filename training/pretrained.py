@@ -41,12 +41,12 @@ def begin(run: Run) -> Network:
     if bundle is None:
         return run.network()
     torch.manual_seed(run.config.seed)
-    network = network_from(bundle, run.backbone, run.train.names)
+    network = run.placed(network_from(bundle, run.backbone, run.train.names))
     paths = [list(path) for path in bundle.card.agent.paths]
     random = generator(run.config.seed, PATHS)
     known = [*sandwich(run.backbone, 0 if paths else SETTLING_PATHS, random), *paths[1:]]
     settle(network, sample(run), known)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return network
 
 
 def sample(run: Run) -> Iterator[Batch]:
@@ -72,7 +72,7 @@ def settle(network: Network, batches: Iterable[Batch], paths: Sequence[Sequence[
     """
     network.eval()
     modules = [conv for _, conv in convs(network) if isinstance(conv, WidthConv)]
-    sums = {conv: torch.zeros(3, *conv.mean.shape, dtype=torch.float64) for conv in modules}
+    sums = {conv: conv.mean.new_zeros(3, *conv.mean.shape, dtype=torch.float64) for conv in modules}
 
     def record(conv: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
         _, in_width, channels = inputs

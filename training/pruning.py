@@ -122,12 +122,13 @@ def by_library(
     Raises:
         ConfigError: the library is missing, or the fraction out of reach.
     """
-    library, plain, backbone = _library(), to_sequential(network), network.backbone
+    library, backbone = _library(), network.backbone
+    plain = to_sequential(network).to(network.device)
     limit = fraction * full_macs(backbone)
     some = itertools.cycle(batches)
     pruner = library.pruner.BasePruner(
         plain,
-        torch.zeros(1, 3, backbone.image_size, backbone.image_size),
+        torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=network.device),
         importance=getattr(library.importance, CRITERIA[criterion])(),
         global_pruning=True,
         pruning_ratio=1.0,

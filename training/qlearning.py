@@ -59,6 +59,12 @@ class Episodes:
         pooled = [p[rows] for p in self.pooled]
         return Episodes(pooled, self.widths[rows], self.loss[rows], self.baseline[rows])
 
+    def to(self, device: torch.device) -> Episodes:
+        """The same on a device."""
+        pooled = [p.to(device) for p in self.pooled]
+        rest = (part.to(device) for part in (self.widths, self.loss, self.baseline))
+        return Episodes(pooled, *rest)
+
     @staticmethod
     def concatenate(parts: list[Episodes]) -> Episodes:
         """All episodes of several recordings, in order."""
@@ -90,9 +96,11 @@ class Explorer(Greedy):
         super().__init__(layer_agent(network), network.table, penalty, uncapped)
         backbone, images = network.backbone, len(penalty)
         self.epsilon, self.generator = epsilon, generator
-        self.script = draw_paths(images, backbone, generator)
-        self.script[:, 0] = backbone.groups
-        self.scripted = torch.rand(images, generator=generator) < random_share
+        script = draw_paths(images, backbone, generator)
+        script[:, 0] = backbone.groups
+        self.script = script.to(penalty.device)
+        scripted = torch.rand(images, generator=generator) < random_share
+        self.scripted = scripted.to(penalty.device)
 
     def __call__(self, layer: int, pooled: Tensor, earlier: Tensor, before: Tensor) -> Tensor:
         """Widths (N,) of a layer."""
@@ -104,7 +112,7 @@ class Explorer(Greedy):
         best = super().pick(values, allowed)
         random = torch.randint(1, values.shape[1] + 1, best.shape, generator=self.generator)
         explore = torch.rand(best.shape, generator=self.generator) < self.epsilon
-        return torch.where(explore, random, best)
+        return torch.where(explore.to(best.device), random.to(best.device), best)
 
 
 def layer_agent(network: Network) -> LayerAgent:

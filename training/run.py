@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from models.network import Network
 from models.preprocess import Preprocessing
 from models.pretrained import load_plain, read_state
 from training import settings
+from training.backward import Backward
 from training.batches import Augmentation, Batch, Batches
 from training.checkpoint import Checkpoints
 from training.config import Config
@@ -33,6 +35,7 @@ class Run:
 
     Attributes:
         train: training images. held_out: those of the training split kept for every choice.
+        device: where networks are trained and images are augmented.
     """
 
     config: Config
@@ -41,6 +44,7 @@ class Run:
     train: Images
     held_out: Images
     checkpoints: Checkpoints
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
 
     @classmethod
     def open(cls, config: Config, *, resume: bool) -> Run:
@@ -53,6 +57,7 @@ class Run:
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
         _check_start(config, backbone)
         plain = _preprocessing(config, backbone.image_size)
+        device = _device(config)
         _prepare(config)
         checkpoints = Checkpoints(config.work_dir)
         if resume:
@@ -78,6 +83,7 @@ class Run:
             train,
             held_out,
             checkpoints,
+            device,
         )
 
     def network(self) -> Network:
@@ -92,7 +98,11 @@ class Run:
         network = Network(self.backbone)
         if path := self.config.backbone.pretrained:
             _load_pretrained(network, Path(path).expanduser())
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return self.placed(network)
+
+    def placed(self, network: Network) -> Network:
+        """A network where it is trained, its maps and weights channels-last."""
+        return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     @property
     def start(self) -> Bundle | None:
@@ -119,6 +129,7 @@ class Run:
             size=size,
             seed=self.config.seed,
             augmentation=augmentation,
+            device=self.device,
         )
 
     def steps(self, batches: Batches, first_epoch: int, start: int, end: int) -> Iterator[Batch]:
@@ -132,7 +143,17 @@ class Run:
     def autocast(self) -> torch.autocast:
         """Context in which convolutions run in the precision of the settings."""
         half = self.config.supernet.precision == "bfloat16"
-        return torch.autocast("cpu", torch.bfloat16, enabled=half)
+        # Without the cache of weights, which a captured step could not refresh.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+    def backward(self, network: Network, *, taught: bool = False) -> Backward:
+        """What adds the gradients of a batch along several paths.
+
+        Args:
+            taught: whether targets are another network's answers, which are not smoothed.
+        """
+        smoothing = 0.0 if taught else self.config.supernet.label_smoothing
+        return Backward(network, smoothing=smoothing, autocast=self.autocast())
 
     def log(self, stage: str, steps: int, done: int) -> StageLog:
         """The log of a stage."""
@@ -217,7 +238,16 @@ def _load_pretrained(network: Network, path: Path) -> None:
         raise ConfigError(f"setting backbone.pretrained: {path}: {error}") from error
 
 
+def _device(config: Config) -> torch.device:
+    here = torch.cuda.is_available()
+    if config.device == "cuda" and not here:
+        raise ConfigError("setting device is cuda, but torch finds no CUDA GPU: use cpu or auto")
+    return torch.device("cuda" if here and config.device != "cpu" else "cpu")
+
+
 def _prepare(config: Config) -> None:
+    # What is not trained in bfloat16 is computed as on a CPU.
+    torch.backends.cudnn.allow_tf32 = False
     if config.threads:
         torch.set_num_threads(config.threads)
     # glibc gives large buffers back to the system after each use and faults them in again:

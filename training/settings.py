@@ -28,7 +28,7 @@ PRESETS = Path(__file__).parent / "configs"
 SAVED = "config.yaml"
 
 # These change where and how fast a run computes, not what.
-_MAY_DIFFER = ("out", "work", "threads", "data.cache")
+_MAY_DIFFER = ("out", "work", "threads", "device", "data.cache")
 # No number may be negative; of these none may be 0, and of the shares none may exceed 1.
 _POSITIVE = (
     "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",
@@ -45,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="directory of the bundle to write")
     parser.add_argument("--seed", help="of everything random")
     parser.add_argument("--threads", help="CPU threads")
+    parser.add_argument("--device", help="auto (a CUDA GPU if there is one), cpu or cuda")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SETTING=VALUE", dest="settings",
         help="any other setting, such as supernet.epochs=3; may be repeated",
@@ -61,7 +62,7 @@ def from_flags(flags: argparse.Namespace) -> Config:
     values = read_yaml(flags.config) if flags.config else {}
     named = {
         "data.source": flags.data, "backbone.name": flags.backbone,
-        "out": flags.out, "seed": flags.seed, "threads": flags.threads,
+        "out": flags.out, "seed": flags.seed, "threads": flags.threads, "device": flags.device,
     }  # fmt: skip
     for name, value in named.items():
         if value is not None:

@@ -29,7 +29,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torch.nn import functional as F
 
 from models import backbones
 from models.bundle import CARD, read_bundle
@@ -125,7 +124,7 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
     if start is not None:
         _check_start(start, wanted, run)
         if "bundle" in start.report:
-            settle(start.network, sample(run), [pruning.whole(start.network)])
+            settle(run.placed(start.network), sample(run), [pruning.whole(start.network)])
     network = _begin(run, wanted, start)
     train(run, network, start.network if start else None)
     report = _report(run, wanted, network, start)
@@ -197,15 +196,18 @@ def train(run: Run, network: Network, teacher: Network | None) -> None:
     steps = _epochs(run) * len(batches)
     optimizer = sgd(network, wanted.learning_rate, wanted.weight_decay)
     start = restore(run, STAGE, network, optimizer)
+    backward, path = run.backward(network, taught=teacher is not None), pruning.whole(network)
     network.train()
     with run.log(STAGE, steps, start) as log:
         for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
             set_learning_rate(optimizer, learning_rate(step / steps, wanted.learning_rate))
-            loss, accuracy = _backward(run, network, teacher, batch)
+            targets = _opinion(run, teacher, batch) if teacher else batch.labels
+            loss, _, answers = backward(batch.images, targets, [path])
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
-                log.write(loss=loss, accuracy=accuracy)
+                right = (answers.argmax(dim=1) == batch.labels).float().mean()
+                log.write(loss=loss.item(), accuracy=right.item())
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
     network.eval()
@@ -215,21 +217,12 @@ def _epochs(run: Run) -> int:
     return run.config.supernet.epochs + run.config.finetune.epochs
 
 
-def _backward(
-    run: Run, network: Network, teacher: Network | None, batch: Batch
-) -> tuple[float, float]:
-    """Add the gradients of one batch; returns its loss and accuracy."""
+@torch.no_grad()
+def _opinion(run: Run, teacher: Network, batch: Batch) -> Tensor:
+    """The teacher's probabilities (N, classes)."""
     with run.autocast():
-        logits = network(batch.images, pruning.whole(network)).float()
-    if teacher is None:
-        smoothing = run.config.supernet.label_smoothing
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-    else:
-        with torch.no_grad(), run.autocast():
-            opinion = teacher(batch.images, pruning.whole(teacher)).float().softmax(dim=1)
-        loss = F.cross_entropy(logits, opinion)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item(), (logits.argmax(dim=1) == batch.labels).float().mean().item()
+        answers: Tensor = teacher(batch.images, pruning.whole(teacher))
+    return answers.float().softmax(dim=1)
 
 
 def _check_start(start: Trained, wanted: Wanted, run: Run) -> None:
@@ -251,7 +244,7 @@ def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
     }
     checkpoint = run.checkpoints.load(BEGIN)
     if checkpoint is None:
-        network = _channels_last(_made(run, wanted, start))
+        network = run.placed(_made(run, wanted, start))
         state = {"asked": asked, "backbone": to_dict(network.backbone)}
         run.checkpoints.save(BEGIN, state | {"network": network.state_dict()}, done=True)
         return network
@@ -260,7 +253,7 @@ def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
             raise ConfigError(f"{flag} differs from that of the run in {run.config.work_dir}")
     network = Network(BackboneConfig.from_dict(checkpoint.state["backbone"]))
     network.load_state_dict(checkpoint.state["network"])
-    return _channels_last(network)
+    return run.placed(network)
 
 
 def _made(run: Run, wanted: Wanted, start: Trained | None) -> Network:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.config import BackboneConfig
 from models.layers import WidthConv
@@ -39,23 +38,19 @@ def train(run: Run, network: Network) -> None:
     steps = settings.epochs * len(batches)
     optimizer = sgd(network, settings.learning_rate, settings.weight_decay)
     start = restore(run, STAGE, network, optimizer)
+    backward = run.backward(network)
     network.train()
     with run.log(STAGE, steps, start) as log:
         for step, batch in enumerate(run.steps(batches, 0, start, steps), start):
             set_learning_rate(optimizer, learning_rate(step / steps, settings.learning_rate))
             random = generator(run.config.seed, PATHS, step)
             paths = sandwich(network.backbone, settings.random_paths, random)
-            loss, right, _ = backward(
-                network,
-                *mixed(run, batch, generator(run.config.seed, MIXING, step)),
-                paths,
-                smoothing=settings.label_smoothing,
-                autocast=run.autocast(),
-            )
+            mixing = generator(run.config.seed, MIXING, step)
+            loss, right, _ = backward(*mixed(run, batch, mixing), paths)
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
-                log.write(loss=loss, accuracy=right / len(batch.images))
+                log.write(loss=loss.item(), accuracy=right.item() / len(batch.images))
             if log.step == steps:
                 served = run.batches(settings.batch_size)
                 sample = islice(served.epoch(settings.epochs), RECALIBRATION_STEPS)
@@ -83,7 +78,10 @@ def sgd(network: Network, rate: float, weight_decay: float) -> torch.optim.Optim
         {"params": [p for n, p in named if n in decayed]},
         {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    fused = named[0][1].is_cuda
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=fused
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -98,7 +96,8 @@ def update(optimizer: torch.optim.Optimizer) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
     optimizer.step()
-    optimizer.zero_grad()
+    # On a GPU captured steps add to gradients where they are.
+    optimizer.zero_grad(set_to_none=not parameters[0].is_cuda)
 
 
 def restore(
@@ -163,37 +162,6 @@ def sandwich(
     n_layers = backbone.n_layers
     drawn = [draw_path(backbone, random) for _ in range(random_paths)]
     return [[backbone.groups] * n_layers, [1] * n_layers, *drawn]
-
-
-def backward(
-    network: Network,
-    images: Tensor,
-    labels: Tensor,
-    paths: list[list[int]],
-    *,
-    smoothing: float,
-    autocast: torch.autocast,
-) -> tuple[float, int, Tensor]:
-    """Add the gradients of one sandwich.
-
-    Args:
-        labels: (N,) int64, or targets (N, classes), of which the largest counts as right.
-        paths: the teacher's first, the full one.
-        smoothing: label smoothing of the teacher's loss.
-    Returns: the full network's cross-entropy, how many images it classified rightly, and its
-        probabilities (N, classes).
-    """
-    with autocast:
-        logits = network(images, paths[0]).float()
-    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    loss.backward()  # type: ignore[no-untyped-call]
-    teacher = logits.detach().softmax(dim=1)
-    for path in paths[1:]:
-        with autocast:
-            student = network(images, path).float()
-        F.cross_entropy(student, teacher).backward()  # type: ignore[no-untyped-call]
-    right = labels if labels.ndim == 1 else labels.argmax(dim=1)
-    return loss.item(), int((logits.argmax(dim=1) == right).sum()), teacher
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class Tuner:
         """
         if key not in self._tiles:
             if self._timer is None:
-                return self._default
+                return self._default.clipped(reduced, outputs)
             self._tiles[key] = self._fastest(reduced, outputs, trial, self._timer)
             self._new += 1
         return self._tiles[key]

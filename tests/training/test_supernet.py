@@ -1,6 +1,5 @@
 """Tests of training/supernet.py."""
 
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -18,7 +17,6 @@ from training.batches import Batches, generator
 from training.supernet import (
     MAX_GRADIENT_NORM,
     STAGE,
-    backward,
     draw_path,
     draw_paths,
     learning_rate,
@@ -141,29 +139,6 @@ def test_update_gradients_left_in_the_agent_change_nothing(network):
     torch.testing.assert_close(network.head[0].weight, before - 0.19)
 
 
-def test_backward_adds_teacher_and_students_gradients(network, batch):
-    network.eval()  # so that one forward pass does not change the next
-    images, labels = batch
-    paths = [[4, 4, 4, 4], [1, 1, 1, 1], [3, 2, 3, 1]]
-    loss, right, teacher = backward(
-        network, images, labels, paths, smoothing=0.1, autocast=nullcontext()
-    )
-    found = _gradients(network)
-
-    network.zero_grad()
-    logits = network(images, paths[0])
-    taught = logits.softmax(1).detach()
-    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert loss == pytest.approx(expected.item())
-    for path in paths[1:]:
-        expected = expected - (taught * network(images, path).log_softmax(1)).sum(1).mean()
-    expected.backward()
-    torch.testing.assert_close(found, _gradients(network))
-    assert right == (logits.argmax(1) == labels).sum()
-    torch.testing.assert_close(teacher, taught)
-    assert not any(name.startswith("agent.") for name in found)
-
-
 def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
     run = tiny_run(tmp_path, supernet={"epochs": 10})
     network = run.network()
@@ -244,15 +219,3 @@ def test_mixed_batches_are_as_many_as_set(tmp_path, share, low, high):
         else:
             torch.testing.assert_close(targets.sum(dim=1), torch.ones(16))
     assert low <= count <= high
-
-
-def test_backward_of_targets_that_are_sure_equals_that_of_labels(network, batch):
-    network.eval()
-    images, labels = batch
-    paths, options = [[4, 4, 4, 4], [1, 1, 1, 1]], {"smoothing": 0.1, "autocast": nullcontext()}
-    loss, right, _ = backward(network, images, labels, paths, **options)
-    expected = _gradients(network)
-    network.zero_grad()
-    again, same, _ = backward(network, images, F.one_hot(labels, 3).float(), paths, **options)
-    assert (again, same) == (pytest.approx(loss), right)
-    torch.testing.assert_close(_gradients(network), expected)
