@@ -21,6 +21,8 @@ from models.config import AgentConfig, BackboneConfig
 from models.layers import WidthConv
 
 Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# Of the number of a path and of rows of images: logits, and what a `PathAgent` sees.
+Looker = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -87,7 +89,8 @@ class Network(nn.Module):
         Returns: logits (N, classes) and the trace.
         """
         if isinstance(self.agent, PathAgent):
-            return self._by_looks(self.agent, images, penalty, cap)
+            paths = self.agent.paths.tolist()
+            return self.by_looks(lambda n, rows: self.look(images[rows], paths[n]), penalty, cap)
         return self.run(images, Greedy(self.agent, self.table, penalty, cap))
 
     def run(self, images: Tensor, choose: Chooser) -> tuple[Tensor, Trace]:
@@ -120,18 +123,23 @@ class Network(nn.Module):
         logits = self._classify(x)
         return logits, self.agent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
 
-    def _by_looks(
-        self, agent: PathAgent, images: Tensor, penalty: Tensor, cap: Tensor
-    ) -> tuple[Tensor, Trace]:
-        limits, spent = agent.limits(cap), torch.zeros_like(agent.macs[:1].expand(len(images)))
-        logits = images.new_zeros(len(images), self.backbone.classes)
+    def by_looks(self, look: Looker, penalty: Tensor, cap: Tensor) -> tuple[Tensor, Trace]:
+        """As `by_policy`, of an agent that goes along whole paths.
+
+        Args:
+            look: asked for what a path answers of some of the images, as `look` of a network.
+        """
+        agent = self.agent
+        assert isinstance(agent, PathAgent)
+        limits, spent = agent.limits(cap), torch.zeros_like(agent.macs[:1].expand(len(penalty)))
+        logits = penalty.new_zeros(len(penalty), self.backbone.classes)
         chosen = torch.zeros_like(spent)
-        for number, path in enumerate(agent.paths.tolist()):
+        for number in range(len(agent.paths)):
             here = (chosen == number).nonzero()[:, 0]
             if not len(here):
                 continue
-            answers, seen = self.look(images[here], path)
-            logits[here] = answers
+            answers, seen = look(number, here)
+            logits[here] = answers.to(logits.dtype)
             spent[here] += agent.macs[number]
             if number < len(agent.looks):
                 gain, left = agent(number, seen, penalty[here]), limits[here] - spent[here]

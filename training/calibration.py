@@ -10,7 +10,7 @@ from models.bundle import CalibrationPoint, penalty_at, penalty_scale
 from models.network import Network
 from models.preprocess import Preprocessing
 from training.data import Images
-from training.measure import by_policy
+from training.measure import Policy
 
 # Below 0 compute is spent on images that are not expected to gain: a budget may ask for that. At
 # this one the agent takes all that the full network's compute allows.
@@ -31,10 +31,11 @@ def calibrate(
         network: folded, with the weights as they are served.
         points: how many are measured.
     """
+    policy = Policy(network, held_out, preprocessing)
     measured: dict[float, CalibrationPoint] = {}
 
     def measure(penalty: float) -> None:
-        outcome = by_policy(network, held_out, preprocessing, penalty)
+        outcome = policy(penalty)
         measured[penalty] = CalibrationPoint(penalty, outcome.mean_fraction, outcome.accuracy)
 
     with tqdm(total=points, desc="calibration", unit="penalty", disable=None) as bar:

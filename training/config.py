@@ -61,7 +61,8 @@ class Supernet:
             larger images show in serving (Touvron et al., FixRes, NeurIPS 2019).
         cutmix: share of the batches in which images are pasted into each other, until statistics
             are frozen.
-        precision: of the convolutions; weights and statistics are always float32.
+        precision: of the convolutions; weights and statistics are always float32. "auto" is
+            bfloat16 where the machine multiplies that, float32 where it would be slower.
     """
 
     epochs: int = 24
@@ -76,7 +77,7 @@ class Supernet:
     cutout: float = 0.0
     crop_size: int = 0
     cutmix: float = 0.0
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Agent:
     """
 
     form: Literal["paths", "priced", "paper"] = "paths"
-    rule: Literal["right", "loss", "gumbel"] = "right"
+    rule: Literal["right", "loss", "gumbel", "supervised"] = "right"
     looks: int = 0
     sees: Sees = "answer"
     hidden: int = 64

@@ -21,7 +21,7 @@ from models.weights import load
 from training.data import Images, load_test, load_train
 from training.errors import ConfigError
 from training.files import write_atomic
-from training.measure import Outcome, along, by_policy
+from training.measure import Outcome, Policy, along
 
 
 def network_of(bundle: Bundle) -> Network:
@@ -44,11 +44,18 @@ def held_out_images(card: Card, source: str, cache: Path) -> Images:
     return load_train(source, card.preprocessing, held_out=count, seed=seed, cache=cache)[1]
 
 
-def at_budget(network: Network, card: Card, images: Images, budget: float) -> Outcome:
-    """Classify images at a budget, as the service does: at 1 the plain network, no agent."""
+def at_budget(
+    network: Network, card: Card, images: Images, budget: float, policy: Policy | None = None
+) -> Outcome:
+    """Classify images at a budget, as the service does: at 1 the plain network, no agent.
+
+    Args:
+        policy: of this network and these images, where several budgets are asked for.
+    """
     if budget == 1:
         return along(network, images, card.preprocessing, full_path(network))
-    return by_policy(network, images, card.preprocessing, card.penalty(budget))
+    policy = policy or Policy(network, images, card.preprocessing)
+    return policy(card.penalty(budget))
 
 
 def check_budgets(card: Card, budgets: Sequence[float]) -> None:
@@ -68,9 +75,9 @@ def measure_budgets(
     network: Network, card: Card, images: Images, budgets: Sequence[float]
 ) -> tuple[TestPoint, ...]:
     """Test points of the given budgets and of budget 1."""
-    points = []
+    points, policy = [], Policy(network, images, card.preprocessing)
     for budget in tqdm(sorted({*budgets, 1.0}), desc="evaluation", unit="budget", disable=None):
-        outcome = at_budget(network, card, images, budget)
+        outcome = at_budget(network, card, images, budget, policy)
         spread = float(outcome.fraction.std())
         points.append(TestPoint(budget, outcome.mean_fraction, spread, outcome.accuracy))
     return tuple(points)

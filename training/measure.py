@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.agent import PathAgent
 from models.compute import FloatArray, IntArray, path_macs
 from models.network import Network
 from models.preprocess import Preprocessing
@@ -72,6 +73,42 @@ def by_policy(
         macs.append(trace.macs.cpu().numpy())
         answers.append(logits.cpu())
     return _outcome(network, images, np.concatenate(widths), np.concatenate(macs), answers)
+
+
+class Policy:
+    """What the agent does with a set of images, at one penalty after the other.
+
+    An agent that goes along whole paths sees the same of an image at every penalty: each path is
+    run once, on all images, when it is first asked for.
+    """
+
+    def __init__(self, network: Network, images: Images, preprocessing: Preprocessing) -> None:
+        self._network, self._images, self._preprocessing = network, images, preprocessing
+        self._looks: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, penalty: float, cap: float = math.inf) -> Outcome:
+        """Let it choose each image's path."""
+        network, images = self._network, self._images
+        if not isinstance(network.agent, PathAgent):
+            return by_policy(network, images, self._preprocessing, penalty, cap)
+        penalties = torch.full((len(images),), penalty, device=network.device)
+        caps = penalties.double().fill_(cap)
+        logits, trace = network.by_looks(self._look, penalties, caps)
+        widths, macs = trace.widths.cpu().numpy(), trace.macs.cpu().numpy()
+        return _outcome(network, images, widths, macs, [logits.cpu()])
+
+    def _look(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if number not in self._looks:
+            network = self._network
+            assert isinstance(network.agent, PathAgent)
+            path = network.agent.paths[number].tolist()
+            batches = in_order(self._images, self._preprocessing, BATCH, network.device)
+            parts = [network.look(batch.images, path) for batch in batches]
+            answers, features = zip(*parts, strict=True)
+            self._looks[number] = torch.cat(answers), torch.cat(features)
+        logits, seen = self._looks[number]
+        return logits[rows], seen[rows]
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ not from its own estimates, whose maximum is too high (as double Q-learning avoi
 2010). Q-learning becomes a regression on these returns. Penalties are drawn anew in each step and
 told to the agent, so one agent serves every budget.
 
-Two other rules learn the same agent from the same records, to compare:
+Other rules learn the same agent from the same records, to compare:
 - "loss": a path's answer is worth minus its loss, as in the paper;
 - "gumbel": by gradient through hard Gumbel-softmax choices (Jang et al., ICLR 2017) of what they
-  cost, loss and price.
+  cost, loss and price;
+- "supervised": by imitating who knows beforehand what every path answers, and so goes at once to
+  the cheapest that is right, if it is worth its price.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from training.qlearning import draw_penalty, minibatches
 from training.run import LEARNING, Run
 from training.runlog import StageLog
 
-STAGE = "agent"
+# Recording takes far longer than learning, and has a checkpoint of its own.
+RECORDS, STAGE = "agent-records", "agent"
 RECORDING_BATCH = 500
 # Weights may grow with what is seen of the training images alone.
 WEIGHT_DECAY = 1e-3
-# Of the softmax whose choices are sampled by the rule "gumbel", in units of the loss.
+# Of the softmax of values in the rules "gumbel" and "supervised".
 TEMPERATURE = 0.1
 
 
@@ -55,10 +58,15 @@ def train(run: Run, network: Network) -> None:
     batches = run.batches(RECORDING_BATCH)
     count = min(math.ceil(settings.images / RECORDING_BATCH), len(batches))
     with run.log(STAGE, settings.recordings * count + settings.epochs, 0) as log:
-        images = chain.from_iterable(
-            islice(batches.epoch(number), count) for number in range(settings.recordings)
-        )
-        records = _record(run, folded(network).to(run.device), images, log)
+        recorded = run.checkpoints.load(RECORDS)
+        if recorded is None:
+            images = chain.from_iterable(
+                islice(batches.epoch(number), count) for number in range(settings.recordings)
+            )
+            records = _record(run, folded(network).to(run.device), images, log)
+            run.checkpoints.save(RECORDS, records._asdict(), done=True)
+        else:
+            records = Records(**recorded.state)
         # The agent is so small that a CPU has learnt before a GPU has been told to.
         _learn(run, agent.cpu(), records, log)
         agent.to(run.device)
@@ -183,7 +191,19 @@ def _gumbel(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
     return costs[0].mean()
 
 
-RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel}
+def _supervised(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
+    error = torch.zeros(())
+    # What an image is worth on each path if it then goes the best way.
+    worth = records.right.float()
+    for look in reversed(range(len(agent.looks))):
+        options = agent.values(look, worth[:, look + 1 :] - worth[:, look, None], penalty)
+        values = agent.values(look, agent(look, records.seen[look], penalty), penalty)
+        error = error + F.cross_entropy(values / TEMPERATURE, options.argmax(dim=1))
+        worth[:, look] += options.max(dim=1).values
+    return error
+
+
+RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel, "supervised": _supervised}
 
 
 @torch.no_grad()

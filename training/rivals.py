@@ -30,7 +30,7 @@ from models.network import Network
 from training.batches import generator
 from training.data import Images
 from training.evaluation import at_budget
-from training.measure import Outcome, along
+from training.measure import Outcome, Policy, along
 from training.supernet import draw_paths
 
 # Of the images that a cascade sends along its second path, shares that go on to the third.
@@ -80,9 +80,9 @@ def measure(
         right = [o.right & (o.widths == paths).all(axis=1) for o in fixed]
         return float(np.any(right, axis=0).mean())
 
-    rows = []
+    rows, policy = [], Policy(network, images, card.preprocessing)
     for number, budget in enumerate(budgets):
-        ours = at_budget(network, card, images, budget)
+        ours = at_budget(network, card, images, budget, policy)
         others = ours.widths[rng.permutation(len(images))]
         spent = ours.mean_fraction
         drawn = random_paths(network, len(images), spent, seed + number)

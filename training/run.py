@@ -142,7 +142,8 @@ class Run:
 
     def autocast(self) -> torch.autocast:
         """Context in which convolutions run in the precision of the settings."""
-        half = self.config.supernet.precision == "bfloat16"
+        wanted = self.config.supernet.precision
+        half = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(self.device))
         # Without the cache of weights, which a captured step could not refresh.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
@@ -158,6 +159,13 @@ class Run:
     def log(self, stage: str, steps: int, done: int) -> StageLog:
         """The log of a stage."""
         return StageLog(self.config.work_dir, stage, steps=steps, done=done)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it; others convert, and take twice as long."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _check(config: Config) -> None:

@@ -27,8 +27,8 @@ from training.files import write_atomic
 PRESETS = Path(__file__).parent / "configs"
 SAVED = "config.yaml"
 
-# These change where and how fast a run computes, not what.
-_MAY_DIFFER = ("out", "work", "threads", "device", "data.cache")
+# These change where and how fast a run computes, not what; of precision, the last digits.
+_MAY_DIFFER = ("out", "work", "threads", "device", "data.cache", "supernet.precision")
 # No number may be negative; of these none may be 0, and of the shares none may exceed 1.
 _POSITIVE = (
     "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",

@@ -123,8 +123,9 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
     run = replace(run, backbone=replace(run.backbone, groups=1))
     if start is not None:
         _check_start(start, wanted, run)
+        run.placed(start.network)
         if "bundle" in start.report:
-            settle(run.placed(start.network), sample(run), [pruning.whole(start.network)])
+            settle(start.network, sample(run), [pruning.whole(start.network)])
     network = _begin(run, wanted, start)
     train(run, network, start.network if start else None)
     report = _report(run, wanted, network, start)

@@ -35,7 +35,8 @@ def random_bundle(
         image_size: side of the images in pixels, by default the published one.
     """
     backbone = backbones.build(name, classes, width=width, image_size=image_size)
-    agent = AgentConfig("paths", hidden=HIDDEN, paths=spaced_paths(backbone, seed))
+    paths = spaced_paths(backbone, seed)
+    agent = AgentConfig("paths", hidden=HIDDEN, sees="answer", paths=paths)
     rng = np.random.default_rng(seed)
     tensors = {}
     for key, shape in tensor_shapes(backbone, agent).items():

@@ -223,7 +223,12 @@ def captured(compute: Callable[..., object], *arguments: object) -> Callable[[],
     # Other engines may run meanwhile, on threads of their own.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         compute(*arguments)
-    return graph.replay
+    # The graph knows addresses alone: whoever holds it must hold what lies there too.
+    return functools.partial(_replay, graph, compute, arguments)
+
+
+def _replay(graph: torch.cuda.CUDAGraph, *held: object) -> None:
+    graph.replay()
 
 
 def _tiles_file(cache_dir: Path | None) -> Path | None:

@@ -69,6 +69,11 @@ class Conv:
     def inputs(self) -> int:
         return self.weight.shape[0] // self.kernel**2
 
+    def channels(self, all_: int, groups: int) -> int:
+        """Channels of some groups, of the layer's inputs or outputs."""
+        # Those that groups do not divide are of images and classes, always whole.
+        return min(-(-all_ // self.groups) * groups, all_)
+
     def out_size(self, size: int) -> int:
         """Side of the maps that leave the layer, for a side of those that enter."""
         return ((size + 2 * self.padding - self.kernel) // self.stride + 1) // self.pool
@@ -87,6 +92,7 @@ class Conv:
         out_width: Tensor,
         tile: Tile,
         *,
+        most: int | None = None,
         shortcut: Shortcut | None = None,
         sums: bool = False,
         out: Tensor | None = None,
@@ -95,6 +101,7 @@ class Conv:
 
         Args:
             x: (N, S, S, c).
+            most: groups that no image's output exceeds, by default all.
             sums: whether the sums of the output maps are wanted.
             out: where to write, by default new memory of the type of x.
         Returns: (N, S', S', C), and (N, C) float32 sums of each of these maps, if wanted.
@@ -108,7 +115,8 @@ class Conv:
         partial = x.new_empty(parts, dtype=torch.float32) if sums else None
         maps, width = (shortcut.maps, shortcut.width) if shortcut else (None, None)
         added = 0 if maps is None else maps.shape[3]
-        conv_kernel[triton.cdiv(n * row, tile.m), triton.cdiv(self.outputs, tile.n)](
+        computed = self.channels(self.outputs, most or self.groups)
+        conv_kernel[triton.cdiv(n * row, tile.m), triton.cdiv(computed, tile.n)](
             x,
             self.weight,
             self.scale,
@@ -122,9 +130,8 @@ class Conv:
             n,
             IN=self.inputs,
             OUT=self.outputs,
-            # Channels that groups do not divide are those of images and classes, always whole.
-            IN_GROUP=triton.cdiv(self.inputs, self.groups),
-            OUT_GROUP=triton.cdiv(self.outputs, self.groups),
+            IN_GROUP=self.channels(self.inputs, 1),
+            OUT_GROUP=self.channels(self.outputs, 1),
             SIZE=size,
             OUT_SIZE=side,
             KERNEL=self.kernel,

@@ -46,7 +46,7 @@ class TritonNetwork:
             images: (N, H, W, 3).
             widths: (1 + L, N) int32, groups of each layer after those of the image, which are all;
                 0 throughout for images that are left alone.
-            path: the 1 + L groups that most images have: tiles are chosen for them.
+            path: the 1 + L groups that images have at most: tiles are made for them.
             logits: (N, classes) float32, written for the images that are run.
         Returns: (N, C) float32, the means of the last maps.
         """
@@ -89,14 +89,18 @@ class TritonNetwork:
 
         def trial(tile: Tile) -> object:
             reads, computes = (torch.full_like(widths[0], path[step]) for step in steps)
-            return conv(x, reads, computes, tile, shortcut=shortcut, sums=sums)
+            return conv(x, reads, computes, tile, most=most, shortcut=shortcut, sums=sums)
 
-        shares = (path[ins], path[outs], conv.groups, sums)
+        most = path[outs]
+        shares = (path[ins], most, conv.groups, sums)
         key = f"{conv.shape_key(x, shortcut)}, {shares}"
         few = conv.inputs < FEW_CHANNELS
-        reduced = conv.weight.shape[0] if few else conv.inputs
-        tile = self._tuner.tile(key, reduced, conv.outputs, trial)
-        return conv(x, widths[ins], widths[outs], tile, shortcut=shortcut, sums=sums, out=out)
+        # A tile wider than the path would multiply zeros.
+        reduced = conv.weight.shape[0] if few else conv.channels(conv.inputs, path[ins])
+        tile = self._tuner.tile(key, reduced, conv.channels(conv.outputs, most), trial)
+        return conv(
+            x, widths[ins], widths[outs], tile, most=most, shortcut=shortcut, sums=sums, out=out
+        )
 
     def _shortcut(
         self, index: int, block: Tensor, widths: Tensor, path: Sequence[int]

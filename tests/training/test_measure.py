@@ -14,7 +14,7 @@ from models.compute import FLOPS_PER_MAC, path_macs
 from models.weights import folded
 from tests.training.support import PREPROCESSING, SIZE, coloured, lively_network
 from training.batches import generator
-from training.measure import BATCH, Outcome, along, by_policy
+from training.measure import BATCH, Outcome, Policy, along, by_policy
 from training.supernet import draw_paths
 
 
@@ -86,6 +86,28 @@ def test_by_policy_without_a_cap_is_the_same_as_with_an_infinite_one(network, im
 def test_by_policy_higher_penalty_spends_less(network, images):
     spent = [by_policy(network, images, PREPROCESSING, p).mean_fraction for p in (0.01, 1, 100)]
     assert spent[0] > spent[1] > spent[2]
+
+
+def test_policy_at_several_penalties_and_caps_is_as_each_alone(network):
+    images = coloured(BATCH + 30)
+    policy = Policy(network, images, PREPROCESSING)
+    for penalty, cap in ((0.3, math.inf), (0.05, math.inf), (0.3, 1.2), (100.0, 0.5)):
+        found, alone = policy(penalty, cap), by_policy(network, images, PREPROCESSING, penalty, cap)
+        assert np.array_equal(found.widths, alone.widths)
+        assert np.array_equal(found.fraction, alone.fraction)
+        np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_policy_runs_a_path_once_for_all_penalties(images):
+    backbone = backbones.build("resnet20", 3, width=0.25, image_size=SIZE)
+    network = folded(lively_network(backbone, "paths"))
+    policy = Policy(network, images, PREPROCESSING)
+    _, first = _counted(lambda: policy(0.3))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        policy(0.05)
+    assert first > 0
+    assert torch.ops.aten.convolution not in counter.get_flop_counts().get("Global", {})
 
 
 def test_along_computes_only_what_it_counts(network, images):

@@ -259,6 +259,13 @@ def test_train_by_right_answers_recovers_where_the_answer_becomes_right(learnt):
     assert (found == records.right[:, 1:]).float().mean() > 0.9
 
 
+def test_train_supervised_imitates_who_knows_the_cheapest_path_that_is_right(learnt):
+    agent, records = learnt("supervised")
+    last, _ = follow(agent, records.seen, torch.full((2000,), 0.02))
+    expected = torch.where(records.right.any(1), records.right.float().argmax(1), 0)
+    assert (last == expected).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("rule", ["right", "loss", "gumbel"])
 def test_train_learns_to_go_on_where_only_the_second_look_tells(learnt, rule):
     agent, records = learnt(rule, ToldLate)
@@ -281,7 +288,8 @@ def test_train_learns_the_agent_on_a_frozen_backbone(tmp_path):
 def test_train_records_as_often_and_learns_as_long_as_set(tmp_path):
     run, network = _run(tmp_path, recordings=3, epochs=2)
     train(run, network)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["agent.pt"]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["agent-records.pt", "agent.pt"]
     records = read_log(tmp_path / LOG)
     assert [record["step"] for record in records] == [4, 5]
     assert {"error", "loss", "compute", "reward"} <= records[0].keys()
@@ -321,6 +329,16 @@ def test_train_done_stage_is_not_learnt_again(tmp_path):
     train(again, other)
     assert all(_same(other.agent, _state(network.agent)).values())
     assert len(read_log(tmp_path / LOG)) == 2
+
+
+def test_train_killed_after_recording_does_not_record_again(tmp_path, monkeypatch):
+    run, network = _run(tmp_path)
+    train(run, network)
+    run.checkpoints.remove("agent")
+    monkeypatch.setattr(pathwise, "rewards", None)
+    again, other = _run(tmp_path)
+    train(again, other)
+    assert all(_same(other.agent, _state(network.agent)).values())
 
 
 @pytest.mark.parametrize("epochs", [0, 1])

@@ -82,7 +82,7 @@ def test_from_flags_scientific_notation_is_a_number():
         ("supernet.crop=1.5", r"supernet\.crop is 1\.5: it is a share, at most 1"),
         ("supernet.learning_rate=.nan", r"supernet\.learning_rate is nan: it must be a number"),
         ("supernet.flip=1", r"supernet\.flip is 1: it must be true or false"),
-        ("supernet.precision=int8", r"precision is 'int8': choose 'float32' or 'bfloat16'"),
+        ("supernet.precision=int8", r"precision is 'int8': choose 'auto' or 'float32' or"),
         ("evaluation.budgets=0.5", r"evaluation\.budgets is 0\.5: it must be a list"),
         ("evaluation.budgets=[a]", r"evaluation\.budgets is 'a': it must be a number"),
         ("data.source=[a]", r"data\.source is \['a'\]: it must be text"),
