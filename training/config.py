@@ -129,6 +129,8 @@ class Agent:
         penalties: lowest and highest penalty that "priced" draws; calibration tries up to the
             highest in every form.
         penalty: the fixed one of "paper", per group.
+        seed: added to the run's where an agent of "paths" begins and learns: how much hangs on
+            chance, on one backbone.
     """
 
     form: Literal["paths", "priced", "paper"] = "paths"
@@ -146,6 +148,7 @@ class Agent:
     epsilon: float = 0.1
     penalties: tuple[float, ...] = (0.003, 3.0)
     penalty: float = 0.02
+    seed: int = 0
 
 
 @dataclass(frozen=True)

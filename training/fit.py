@@ -64,7 +64,7 @@ def _train(run: Run, network: Network) -> None:
 
 
 def _give_agent(run: Run, network: Network, config: AgentConfig) -> None:
-    torch.manual_seed(run.config.seed)
+    torch.manual_seed(run.config.seed + run.config.agent.seed)
     network.agent = new_agent(run.backbone, config).to(run.device)
 
 

@@ -119,7 +119,7 @@ def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     looks = zip(records.seen, scales, strict=True)
     records = records._replace(seen=[(seen - mean) / std for seen, (mean, std) in looks])
     count, size = len(records.right), min(settings.batch_size, len(records.right))
-    torch.manual_seed(run.config.seed)
+    torch.manual_seed(run.config.seed + settings.seed)
     optimizer = torch.optim.AdamW(
         agent.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
     )
@@ -128,7 +128,7 @@ def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
     )
     low, high = settings.penalties
     for epoch in range(settings.epochs):
-        random = generator(run.config.seed, LEARNING, epoch)
+        random = generator(run.config.seed + settings.seed, LEARNING, epoch)
         errors = []
         for rows in minibatches(count, size, random):
             penalty = draw_penalty(size, low, high, random)

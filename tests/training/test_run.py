@@ -121,3 +121,23 @@ def test_network_of_junk_for_pretrained_weights_raises(tmp_path):
     run = tiny_run(tmp_path / "work", backbone={"pretrained": str(tmp_path / "plain.safetensors")})
     with pytest.raises(ConfigError, match=r"plain.safetensors: neither safetensors nor"):
         run.network()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_open_cuda_without_a_gpu_raises(pictures, tmp_path):
+    places = {"out": str(tmp_path / "bundle"), "work": str(tmp_path / "work")}
+    config = from_dict({"data": {"source": str(pictures)}, "device": "cuda", **places})
+    with pytest.raises(ConfigError, match="device is cuda, but torch finds no CUDA GPU"):
+        Run.open(config, resume=False)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_auto_takes_bfloat16_where_the_machine_multiplies_it(
+    tmp_path, monkeypatch, native, expected
+):
+    monkeypatch.setattr("training.run.multiplies_bfloat16", lambda device: native)
+    run = tiny_run(tmp_path, supernet={"precision": "auto"})
+    network = run.network()
+    with run.autocast():
+        logits = network(torch.randn(2, 3, SIZE, SIZE), [4] * network.backbone.n_layers)
+    assert logits.dtype == expected
