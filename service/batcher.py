@@ -73,13 +73,15 @@ class Answer:
 
 # As the batcher's `stack` takes it.
 Image = npt.NDArray[np.uint8] | Floats
+# Makes an image when its batch begins, or raises what its caller is told.
+Make = Callable[[], Image]
 # Told what became of an image.
 Tell = Callable[[Answer | Exception], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    image: Image
+    image: Image | Make
     places: Reservation
     tell: Tell
     submitted: float = field(default_factory=time.perf_counter)
@@ -228,12 +230,16 @@ class Batcher:
     def _worth_no_wait(self) -> bool:
         return len(self._jobs) >= self._max_batch or self._closed
 
-    def _run(self, jobs: list[tuple[_Job, Limits]]) -> None:
+    def _run(self, wanted: list[tuple[_Job, Limits]]) -> None:
+        began = time.perf_counter()
+        jobs, images = _made(wanted)
+        if not jobs:
+            return
         started = time.perf_counter()
         limits = [limits for _, limits in jobs]
         try:
             result = self._engine.run(
-                self._stack([job.image for job, _ in jobs]),
+                self._stack(images),
                 np.array([limit.penalty for limit in limits], np.float32),
                 np.array([math.inf if limit.cap is None else limit.cap for limit in limits]),
             )
@@ -249,13 +255,13 @@ class Batcher:
                     widths=result.widths[row],
                     macs=int(result.macs[row]),
                     limits=limit,
-                    queue_s=started - job.submitted,
+                    queue_s=began - job.submitted,
                     inference_s=seconds,
                     finished=finished,
                 )
                 for row, (job, limit) in enumerate(jobs)
             ]
-            self._image_s.add(seconds / len(jobs))
+            self._image_s.add((finished - began) / len(jobs))
             self._on_batch(len(jobs), seconds)
         except Exception as error:  # the requests fail, the thread goes on
             for job, _ in jobs:
@@ -266,9 +272,25 @@ class Batcher:
             job.tell(answer)
         # Nobody need wait for it, and nobody is worse off if it fails.
         try:
-            self._plan.learn(limits, [answer.macs for answer in answers], seconds)
+            macs = [answer.macs for answer in answers]
+            self._plan.learn(limits, macs, finished - began)
         except Exception:
             logger.exception("the plan did not learn from a batch")
+
+
+def _made(
+    wanted: Sequence[tuple[_Job, Limits]],
+) -> tuple[list[tuple[_Job, Limits]], list[Image]]:
+    """The jobs whose images there are, or can be made; the others are told why not."""
+    jobs, images = [], []
+    for job, limits in wanted:
+        try:
+            images.append(job.image() if callable(job.image) else job.image)
+        except Exception as error:
+            job.tell(error)
+        else:
+            jobs.append((job, limits))
+    return jobs, images
 
 
 class Reservation:
@@ -282,11 +304,11 @@ class Reservation:
     def __init__(self, batcher: Batcher, places: int, asked: Asked) -> None:
         self._batcher, self.left, self.asked = batcher, places, asked
 
-    def submit(self, image: Image, tell: Tell) -> None:
+    def submit(self, image: Image | Make, tell: Tell) -> None:
         """Queue one image, from any thread; if the places were given back nothing happens.
 
         Args:
-            image: as the batcher's `stack` takes it.
+            image: as the batcher's `stack` takes it, or what makes it when its batch begins.
             tell: called from the batcher's thread, which it must not hold up.
         """
         self._batcher._submit(_Job(image, self, tell))

@@ -12,7 +12,7 @@ from functools import partial
 
 from models.compute import FLOPS_PER_MAC
 from models.preprocess import Floats, ImageError, read_pixels
-from service.batcher import Answer, Reservation
+from service.batcher import Answer, Image, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
 from service.notes import note_image
@@ -152,7 +152,9 @@ class _Way:
 
     def begin(self, image: bytes | Floats) -> None:
         """Set out with an image file, or a (3, H, W) preprocessed array."""
-        if isinstance(image, bytes):
+        if isinstance(image, bytes) and self._service.decodes_in_batch(image):
+            self._places.submit(partial(self._made, image), self._tell)
+        elif isinstance(image, bytes):
             self._service.decoders.post(partial(self._decode, image, time.perf_counter()))
         else:
             self._places.submit(image, self._tell)
@@ -160,15 +162,18 @@ class _Way:
     def _decode(self, content: bytes, submitted: float) -> None:
         if self.answer.done():
             return
-        metrics, started = self._service.metrics, time.perf_counter()
+        self._service.metrics.decode_queue_seconds.observe(time.perf_counter() - submitted)
         try:
-            image = read_pixels(content, self._preprocessing, self._service.settings.max_pixels)
-            self.decode_s = time.perf_counter() - started
-            metrics.decode_queue_seconds.observe(started - submitted)
-            metrics.decode_seconds.observe(self.decode_s)
-            self._places.submit(image, self._tell)
+            self._places.submit(self._made(content), self._tell)
         except Exception as error:
             self._tell(error)
+
+    def _made(self, content: bytes) -> Image:
+        started = time.perf_counter()
+        image = read_pixels(content, self._preprocessing, self._service.settings.max_pixels)
+        self.decode_s = time.perf_counter() - started
+        self._service.metrics.decode_seconds.observe(self.decode_s)
+        return image
 
     def _tell(self, outcome: Answer | Exception) -> None:
         self._service.mailbox.put(self.answer, outcome)

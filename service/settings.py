@@ -75,6 +75,10 @@ class Settings(BaseSettings):
         ge=1,
         description="that decode images; else 2, or 1 in each of several processes",
     )
+    decode_in_batch: bool = Field(
+        default_factory=lambda values: values.get("workers", 1) > 1,
+        description="small files by the engine's thread, before their batch; else by those threads",
+    )
     lame_duck_s: float = Field(
         default=0, ge=0, description="seconds from SIGTERM in which /readyz says no, but all answer"
     )

@@ -26,6 +26,9 @@ from service.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
+# Bytes of a file that is decoded about as fast as it is handed over.
+SMALL_FILE = 2**16
+
 
 class Service:
     """Everything that the routes share.
@@ -64,6 +67,13 @@ class Service:
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._starting: asyncio.Task[None] | None = None
+
+    def decodes_in_batch(self, content: bytes) -> bool:
+        """Whether the engine's thread decodes a file, right before its batch.
+
+        A process that has one core gains nothing by another thread, and saves the change to it.
+        """
+        return self.settings.decode_in_batch and len(content) <= SMALL_FILE
 
     @property
     def models(self) -> Mapping[str, ServedModel]:

@@ -21,7 +21,7 @@ from models.weights import load
 from training.data import Images, load_test, load_train
 from training.errors import ConfigError
 from training.files import write_atomic
-from training.measure import Outcome, Policy, along
+from training.measure import Outcome, Policy, along, by_policy
 
 
 def network_of(bundle: Bundle) -> Network:
@@ -54,7 +54,8 @@ def at_budget(
     """
     if budget == 1:
         return along(network, images, card.preprocessing, full_path(network))
-    policy = policy or Policy(network, images, card.preprocessing)
+    if policy is None:
+        return by_policy(network, images, card.preprocessing, card.penalty(budget))
     return policy(card.penalty(budget))
 
 

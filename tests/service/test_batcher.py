@@ -4,11 +4,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import pytest
 
-from service.batcher import Answer, Batcher, Reservation
+from service.batcher import Answer, Batcher, Make, Reservation
 from service.engines.base import Result
 from service.errors import DeadlineUnreachable, Draining, QueueFull
 from service.limits import Asked, Limits
@@ -89,10 +90,10 @@ def image(value: float) -> np.ndarray:
 class Waiting(Future):
     """The answer of an image; to cancel it gives up its place."""
 
-    def __init__(self, places: Reservation, value: float) -> None:
+    def __init__(self, places: Reservation, value: float | Make) -> None:
         super().__init__()
         self.places = places
-        places.submit(image(value), self.tell)
+        places.submit(value if callable(value) else image(value), self.tell)
 
     def tell(self, outcome: Answer | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -229,6 +230,34 @@ def test_run_plan_learns_what_its_batches_cost(batcher: Batcher, plan: EchoPlan)
     submit(batcher, 3)[0].result(10)
     batcher.close()
     assert plan.learnt == [([3], [0])]
+
+
+def test_run_images_are_made_when_their_batch_begins_and_only_the_broken_ones_fail(
+    batcher: Batcher, engine: EchoEngine, plan: EchoPlan
+) -> None:
+    hold(batcher, engine)
+    made = []
+
+    def make(value: float) -> np.ndarray:
+        made.append(value)
+        return image(1 / value)
+
+    found = [Waiting(batcher.reserve(1, asked(0, 0)), partial(make, v)) for v in (4, 0, 2)]
+    assert made == []
+    engine.gate.set()
+    assert [found[n].result(10).logits[0] for n in (0, 2)] == [0.25, 0.5]
+    assert isinstance(found[1].exception(10), ZeroDivisionError)
+    assert made == [4, 0, 2]
+    assert engine.batches[-1] == 2
+
+
+def test_run_nothing_of_a_batch_can_be_made_and_the_thread_goes_on(
+    batcher: Batcher, engine: EchoEngine
+) -> None:
+    broken = Waiting(batcher.reserve(1, asked(0, 0)), lambda: 1 / 0)
+    assert isinstance(broken.exception(10), ZeroDivisionError)
+    assert engine.batches == []
+    assert submit(batcher, 2)[0].result(10).logits[0] == 2
 
 
 def test_plan_that_breaks_fails_its_images_and_the_thread_goes_on(

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from models.bundle import Card
@@ -29,6 +30,11 @@ from tests.service.support import (
 
 def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("file", ("a.png", content)) for content in contents]
+
+
+@pytest.fixture(params=[False, True], ids=["threads decode", "batches decode"])
+def app(request: pytest.FixtureRequest, settings: Settings, engine: FakeEngine) -> FastAPI:
+    return create_app(settings.model_copy(update={"decode_in_batch": request.param}), engine)
 
 
 def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, card: Card) -> None:
