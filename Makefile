@@ -8,7 +8,7 @@ DATA   ?=
 OUT    ?=
 BACKBONE ?= mcifarnet
 ARGS   ?=
-BENCH  ?= $(filter-out __init__ gpu_check peers soak,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
+BENCH  ?= $(filter-out __init__ gpu_check gpu_training peers soak,$(sort $(basename $(notdir $(wildcard benchmarks/*.py)))))
 
 python  := $(VENV)/bin/python
 install := $(python) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -19,7 +19,7 @@ inputs  := pyproject.toml constraints.txt
 # ONNX Runtime reports to its makers unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help serve test check format train bench gpu-check clean
+.PHONY: help serve test check format train bench gpu-check gpu-train clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -50,6 +50,10 @@ bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS go to ea
 
 gpu-check: $(full)  ## all that needs a GPU: correctness, benchmark, profiles, into benchmarks/results
 	@$(python) -m benchmarks.gpu_check $(ARGS)
+
+gpu-train: $(full)  ## on a GPU, side by side: backbones of three seeds and static rivals, of DATA
+	@$(if $(DATA),,$(error make gpu-train needs DATA (images)))
+	@$(python) -m benchmarks.gpu_training --data $(DATA) $(ARGS)
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
