@@ -57,8 +57,8 @@ def train(run: Run, network: Network) -> None:
     settings = run.config.agent
     batches = run.batches(RECORDING_BATCH)
     count = min(math.ceil(settings.images / RECORDING_BATCH), len(batches))
-    with run.log(STAGE, settings.recordings * count + settings.epochs, 0) as log:
-        recorded = run.checkpoints.load(RECORDS)
+    recorded, steps = run.checkpoints.load(RECORDS), settings.recordings * count
+    with run.log(STAGE, steps + settings.epochs, steps if recorded else 0) as log:
         if recorded is None:
             images = chain.from_iterable(
                 islice(batches.epoch(number), count) for number in range(settings.recordings)
