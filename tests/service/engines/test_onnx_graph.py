@@ -333,10 +333,12 @@ def test_engine_threads_without_work_soon_sleep() -> None:
         nanoseconds, *_ = Path(f"/proc/self/task/{worker}/schedstat").read_text().split()
         return int(nanoseconds) / 1e9
 
+    awake = []
     for _ in range(3):
         engine.run(*rows)
         start = computed_s()
         time.sleep(0.06)
-        # ONNX Runtime's own would be 10 to 40 ms, by the processor.
-        assert computed_s() - start < 0.005
+        awake.append(computed_s() - start)
+    # ONNX Runtime's own would be 10 to 40 ms, by the processor, each time; others can only add.
+    assert min(awake) < 0.005
     assert computed_s() > 0
