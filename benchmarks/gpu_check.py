@@ -25,9 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +33,21 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from benchmarks.measure.gpu_compile import compile_all
+from benchmarks.measure.gpu_subjects import (
+    NETWORKS,
+    TOY,
+    bundle_of,
+    engine_of,
+    rivals,
+    some_images,
+)
+
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from service.engines.base import Floats, Result
     from service.engines.triton_engine import TritonEngine
 
-NETWORKS = ("mcifarnet-32", "vgg16-32", "resnet18-160", "vgg16-224")
-TOY = "toy"
 BUDGETS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 10)
 BATCHES = (1, 8, 32)
 RIVALS = {"cudnn": "cuDNN", "compiled": "torch.compile"}
@@ -84,7 +90,6 @@ def main() -> int:
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=list(RIVALS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--compile", help=argparse.SUPPRESS)  # what a process of `compiled` does
     flags = parser.parse_args()
     # Before anything imports Triton.
     os.environ["TRITON_INTERPRET"] = "1" if flags.rehearse else "0"
@@ -96,9 +101,6 @@ def main() -> int:
 
         if not torch.cuda.is_available():
             sys.exit(NO_GPU)
-        if flags.compile:
-            compile_part(flags, *flags.compile.split("/"))
-            return 0
         compile_all(flags)
     correct = keep(flags, "correctness", correctness(flags))
     keep(flags, "benchmark", benchmark(flags))
@@ -123,48 +125,6 @@ def keep(flags: argparse.Namespace, name: str, found: dict[str, Any]) -> dict[st
     return found
 
 
-def compile_all(flags: argparse.Namespace) -> None:
-    """Fill the caches of Triton and of torch.compile by as many processes as there are cores.
-
-    What cannot be compiled is found again, and told, by the steps that follow.
-    """
-    from service.engines.triton_tuning import CANDIDATES
-
-    tiles = ["default", *map(str, range(len(CANDIDATES)))]
-    parts = [f"{name}/{what}" for name in flags.networks for what in tiles]
-    if "compiled" in flags.rivals:
-        rivals = [f"{name}/rival-{batch}" for name in flags.networks for batch in flags.batches]
-        parts = rivals + parts
-
-    def run(part: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.gpu_check", "--compile", part]
-        subprocess.run([*command, "--out", str(flags.out)], check=False)
-
-    start = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, parts))
-    print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
-
-
-def compile_part(flags: argparse.Namespace, name: str, what: str) -> None:
-    """Compile a network's kernels with one of the tiles, or a rival for one batch."""
-    import torch
-
-    from service.engines.triton_engine import TritonEngine
-    from service.engines.triton_tuning import CANDIDATES, Tuner
-
-    bundle = bundle_of(name)
-    if what.startswith("rival-"):
-        batch = int(what.removeprefix("rival-"))
-        rivals(flags, bundle, some_images(bundle, batch))["compiled"]()
-    elif what == "default":
-        engine_of(flags, bundle, "float32", 1)
-        TritonEngine(bundle, tuner=Tuner(), batches=(1,))
-    else:
-        TritonEngine(bundle, tuner=Tuner(default=CANDIDATES[int(what)]), batches=(1,))
-    torch.cuda.synchronize()
-
-
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
     import torch
@@ -177,42 +137,6 @@ def machine() -> dict[str, str]:
         "cudnn": str(torch.backends.cudnn.version()),
         "triton": triton.__version__,
     }
-
-
-def bundle_of(name: str) -> Bundle:
-    """A network with random weights and an agent of five paths."""
-    from benchmarks import engines
-    from benchmarks.measure.bundles import random_bundle
-
-    if name == TOY:
-        return random_bundle("mcifarnet", 4, width=0.125, image_size=12)
-    backbone, classes, size = engines.NETWORKS[name]
-    return random_bundle(backbone, classes, image_size=size)
-
-
-def engine_of(flags: argparse.Namespace, bundle: Bundle, dtype: str, *batches: int) -> TritonEngine:
-    """The engine; float32 is not tuned, as only its answers matter."""
-    import torch
-
-    from service.engines.triton_engine import TritonEngine
-    from service.engines.triton_tuning import Tile, Tuner
-
-    tuner = Tuner(default=Tile(1024, 64, 256)) if flags.rehearse else None
-    if dtype == "float32" and not tuner:
-        tuner = Tuner()
-    return TritonEngine(
-        bundle,
-        flags.out,
-        device="cpu" if flags.rehearse else "cuda",
-        dtype=getattr(torch, dtype),
-        tuner=tuner,
-        batches=batches,
-    )
-
-
-def some_images(bundle: Bundle, n: int) -> Floats:
-    size = bundle.card.preprocessing.size
-    return np.random.default_rng(0).normal(size=(n, 3, size, size)).astype(np.float32)
 
 
 def correctness(flags: argparse.Namespace) -> dict[str, Any]:
@@ -339,32 +263,6 @@ def engine_part(
     """What loads a batch, and what computes it."""
     batch = engine.load(images, penalty, cap)
     return (lambda: engine.load(images, penalty, cap)), batch.compute
-
-
-def rivals(
-    flags: argparse.Namespace, bundle: Bundle, images: Floats
-) -> dict[str, Callable[[], object]]:
-    """The whole network on images that are on the GPU already."""
-    import torch
-
-    from benchmarks.measure.gpu import full_network
-    from service.engines.triton_engine import captured
-
-    device = torch.device("cpu" if flags.rehearse else "cuda")
-    network = full_network(bundle, device, torch.bfloat16)
-    x = torch.from_numpy(images).to(device, torch.bfloat16)
-    x = x.contiguous(memory_format=torch.channels_last)
-    if flags.rehearse:
-        return {"cudnn": lambda: network(x)}
-    torch.backends.cudnn.benchmark = True
-    found: dict[str, Callable[[], object]] = {}
-    with torch.no_grad():
-        if "cudnn" in flags.rivals:
-            found["cudnn"] = captured(network, x)
-        if "compiled" in flags.rivals:
-            compiled = torch.compile(network, mode="max-autotune")
-            found["compiled"] = lambda: compiled(x)
-    return found
 
 
 def profiles(flags: argparse.Namespace) -> dict[str, Any]:

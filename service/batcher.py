@@ -232,7 +232,7 @@ class Batcher:
 
     def _run(self, wanted: list[tuple[_Job, Limits]]) -> None:
         began = time.perf_counter()
-        jobs, images = _made(wanted)
+        jobs, images = _with_images(wanted)
         if not jobs:
             return
         started = time.perf_counter()
@@ -278,7 +278,7 @@ class Batcher:
             logger.exception("the plan did not learn from a batch")
 
 
-def _made(
+def _with_images(
     wanted: Sequence[tuple[_Job, Limits]],
 ) -> tuple[list[tuple[_Job, Limits]], list[Image]]:
     """The jobs whose images there are, or can be made; the others are told why not."""

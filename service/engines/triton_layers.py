@@ -69,10 +69,10 @@ class Conv:
     def inputs(self) -> int:
         return self.weight.shape[0] // self.kernel**2
 
-    def channels(self, all_: int, groups: int) -> int:
-        """Channels of some groups, of the layer's inputs or outputs."""
+    def prefix(self, channels: int, groups: int) -> int:
+        """How many of the layer's input or output channels so many groups are."""
         # Those that groups do not divide are of images and classes, always whole.
-        return min(-(-all_ // self.groups) * groups, all_)
+        return min(-(-channels // self.groups) * groups, channels)
 
     def out_size(self, size: int) -> int:
         """Side of the maps that leave the layer, for a side of those that enter."""
@@ -115,7 +115,7 @@ class Conv:
         partial = x.new_empty(parts, dtype=torch.float32) if sums else None
         maps, width = (shortcut.maps, shortcut.width) if shortcut else (None, None)
         added = 0 if maps is None else maps.shape[3]
-        computed = self.channels(self.outputs, most or self.groups)
+        computed = self.prefix(self.outputs, most or self.groups)
         conv_kernel[triton.cdiv(n * row, tile.m), triton.cdiv(computed, tile.n)](
             x,
             self.weight,
@@ -130,8 +130,8 @@ class Conv:
             n,
             IN=self.inputs,
             OUT=self.outputs,
-            IN_GROUP=self.channels(self.inputs, 1),
-            OUT_GROUP=self.channels(self.outputs, 1),
+            IN_GROUP=self.prefix(self.inputs, 1),
+            OUT_GROUP=self.prefix(self.outputs, 1),
             SIZE=size,
             OUT_SIZE=side,
             KERNEL=self.kernel,

@@ -96,8 +96,8 @@ class TritonNetwork:
         key = f"{conv.shape_key(x, shortcut)}, {shares}"
         few = conv.inputs < FEW_CHANNELS
         # A tile wider than the path would multiply zeros.
-        reduced = conv.weight.shape[0] if few else conv.channels(conv.inputs, path[ins])
-        tile = self._tuner.tile(key, reduced, conv.channels(conv.outputs, most), trial)
+        reduced = conv.weight.shape[0] if few else conv.prefix(conv.inputs, path[ins])
+        tile = self._tuner.tile(key, reduced, conv.prefix(conv.outputs, most), trial)
         return conv(
             x, widths[ins], widths[outs], tile, most=most, shortcut=shortcut, sums=sums, out=out
         )

@@ -36,16 +36,6 @@ def network():
     return Network(chain(4, 8, 4), AgentConfig(encoding=4, hidden=8))
 
 
-@pytest.fixture
-def batch():
-    torch.manual_seed(1)
-    return torch.randn(12, 3, 6, 6), torch.arange(12) % 3
-
-
-def _gradients(network):
-    return {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
-
-
 def test_draw_paths_every_layer_takes_every_width():
     paths = draw_paths(500, chain(4, 8, 4), generator(0))
     assert paths.shape == (500, 4)
