@@ -14,6 +14,7 @@ from models.bundle import Card
 from models.compute import path_macs
 from service.app import create_app
 from service.settings import Settings
+from service.state import SMALL_FILE
 from tests.service.support import (
     BY_LAYER,
     BY_PATH,
@@ -190,6 +191,20 @@ def test_classify_metrics_equal_the_sum_over_responses(client: httpx.Client) -> 
     assert float(values['rnp_images_total{model="tiny"}']) == 40
     assert float(values['rnp_stage_seconds_count{stage="decode"}']) == 40
     assert float(values['rnp_requests_total{code="200",route="/classify"}']) == 40
+
+
+def test_classify_large_file_is_decoded_by_a_thread_of_its_own_either_way(
+    client: httpx.Client, app: FastAPI
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    large, settings = encode(Image.fromarray(noise), "PNG"), app.state.service.settings
+    assert len(large) > SMALL_FILE > len(png())
+    for content in (large, png()):
+        client.post("/classify", content=content).raise_for_status()
+    text = client.get("/metrics").text
+    waited = 1 if settings.decode_in_batch else 2
+    assert f'rnp_stage_seconds_count{{stage="decode_queue"}} {waited}.0' in text
+    assert 'rnp_stage_seconds_count{stage="decode"} 2.0' in text
 
 
 def test_classify_full_queue_is_429_and_decodes_nothing(
