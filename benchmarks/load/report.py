@@ -92,9 +92,10 @@ def _plain(value: Any) -> Any:
 
 
 def machine() -> str:
-    """The processor's name, as far as the system tells, its cores, and how busy it was lately."""
+    """The processor's name, its cores, Python, and how busy it was lately."""
     name = platform.machine()
     with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else open(os.devnull) as it:
         names = [row.partition(":")[2].strip() for row in it if row.startswith("model name")]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    return f"{names[0] if names else name}, {cores} cores, load average {load:.1f} before"
+    python = f"Python {platform.python_version()}"
+    return f"{names[0] if names else name}, {cores} cores, {python}, load average {load:.1f} before"
