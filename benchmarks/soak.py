@@ -1,6 +1,6 @@
 """Does the service last, and does it bear what goes wrong?
 
-    python -m benchmarks.soak --data DATA [--bundle DIR] [--minutes M] [--level L]
+    python -m benchmarks.soak --data DATA [--bundle DIR] [--minutes M] [--level L] [--target-ms T]
     python -m benchmarks.soak --data DATA --chaos [--items NAME ...] [--seconds S]
 
 Without `--chaos`: Poisson arrivals at a share of what the service carries, for half an hour; how
@@ -54,8 +54,9 @@ def soak(bundle: Path, files: Files, rate: float, flags: argparse.Namespace) -> 
     """Load for a time; verdicts of answers and of memory."""
     seconds = 60 * flags.minutes
     times = arrivals(poisson(seconds, 1.0), rate, seed=0)
+    auto = {"target_p95_ms": flags.target_ms} if flags.target_ms else {}
     with (
-        service(bundle, workers=flags.workers) as server,
+        service(bundle, workers=flags.workers, **auto) as server,
         driving(_plan(server, files, times=times)) as load,
         _weighing(server, seconds / SAMPLES) as samples,
     ):
@@ -113,6 +114,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
     parser.add_argument("--level", type=float, default=0.6, help="share of what it carries")
+    parser.add_argument("--target-ms", type=float, help="of the auto mode; absent, budget 1")
     parser.add_argument("--most-mb", type=float, default=0.5, help="growth per 10,000 requests")
     parser.add_argument("--chaos", action="store_true", help="what goes wrong, instead of a soak")
     parser.add_argument("--items", nargs="+", default=list(ITEMS), choices=ITEMS)
