@@ -13,15 +13,20 @@
   looking at the image was worth. (Nobody has to look, so it also spends less.)
 
 Between two fixed paths lies their mixture by lot, whose accuracy is the mean of theirs.
+
+All classify the same images, so a difference between ours and a rival is known better than either:
+its standard error counts only the images of which one of the two is right.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from models.bundle import Card
@@ -33,6 +38,8 @@ from training.evaluation import at_budget
 from training.measure import Outcome, Policy, along
 from training.supernet import draw_paths
 
+# (N,) whether each image is classified right, or by lot the chance of it.
+Right = FloatArray | npt.NDArray[np.bool_]
 # Of the images that a cascade sends along its second path, shares that go on to the third.
 GOING_ON = np.linspace(0.1, 0.9, 9)
 
@@ -44,12 +51,14 @@ class Row:
     Attributes:
         fraction: mean share of the full MACs that ours spent, the agent included.
         accuracy: by rival, "ours" first.
+        error: by rival, the standard error of ours less it.
         paths: how many distinct paths ours took.
     """
 
     budget: float
     fraction: float
     accuracy: dict[str, float]
+    error: dict[str, float]
     paths: int
 
 
@@ -73,12 +82,12 @@ def measure(
     uniform, fixed = outcomes(images, widths), outcomes(images, found)
     known = outcomes(held_out, widths), outcomes(held_out, found)
 
-    def given(paths: IntArray) -> float:
-        """Accuracy when each image takes its row of the agent's paths, looked up if known."""
+    def given(paths: IntArray) -> Right:
+        """Which are right when each takes its row of the agent's paths, looked up if known."""
         if not {tuple(path) for path in paths.tolist()} <= set(card.agent.paths):
-            return along(network, images, card.preprocessing, paths).accuracy
-        right = [o.right & (o.widths == paths).all(axis=1) for o in fixed]
-        return float(np.any(right, axis=0).mean())
+            return along(network, images, card.preprocessing, paths).right
+        right: Right = np.any([o.right & (o.widths == paths).all(axis=1) for o in fixed], axis=0)
+        return right
 
     rows, policy = [], Policy(network, images, card.preprocessing)
     for number, budget in enumerate(budgets):
@@ -87,19 +96,28 @@ def measure(
         spent = ours.mean_fraction
         drawn = random_paths(network, len(images), spent, seed + number)
         by_margin = cascades(uniform, fixed, spent)
-        accuracy = {
-            "ours": ours.accuracy,
-            "cascade": max(by_margin),
-            "cascade, calibrated": by_margin[int(np.argmax(cascades(*known, spent)))],
+        chosen = int(np.argmax(np.mean(cascades(*known, spent), axis=1)))
+        right: dict[str, Right | None] = {
+            "ours": ours.right,
+            "cascade": max(by_margin, key=np.mean),
+            "cascade, calibrated": by_margin[chosen],
             "cascade of 3": cascade_of_three(uniform, fixed, spent),
             "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
             "uniform": mixture(uniform, spent),
-            "random": along(network, images, card.preprocessing, drawn).accuracy,
+            "random": along(network, images, card.preprocessing, drawn).right,
             "shuffled": given(others),
         }
-        made = {name: value for name, value in accuracy.items() if value is not None}
-        rows.append(Row(budget, spent, made, len(np.unique(ours.widths, axis=0))))
+        made = {name: found for name, found in right.items() if found is not None}
+        accuracy = {name: float(found.mean()) for name, found in made.items()}
+        error = {name: _error(ours.right - found.astype(float)) for name, found in made.items()}
+        distinct = len(np.unique(ours.widths, axis=0))
+        rows.append(Row(budget, spent, accuracy, error, distinct))
     return rows
+
+
+def _error(differences: FloatArray) -> float:
+    """Standard error of the mean."""
+    return float(differences.std() / math.sqrt(len(differences)))
 
 
 def uniform_path(network: Network, width: int) -> IntArray:
@@ -107,45 +125,48 @@ def uniform_path(network: Network, width: int) -> IntArray:
     return np.full((1, network.backbone.n_layers), width, np.int64)
 
 
-def mixture(outcomes: Sequence[Outcome], fraction: float) -> float:
-    """Accuracy at a mean fraction when each image is given one of two neighbours by lot.
+def mixture(outcomes: Sequence[Outcome], fraction: float) -> Right:
+    """Each image's chance at a mean fraction when it is given one of two neighbours by lot.
 
     Those that a mixture of cheaper and dearer ones beats are left out.
     """
-    points = sorted((outcome.mean_fraction, outcome.accuracy) for outcome in outcomes)
-    hull: list[tuple[float, float]] = []
-    for point in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], point):
+    hull: list[Outcome] = []
+    for outcome in sorted(outcomes, key=lambda o: (o.mean_fraction, o.accuracy)):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], outcome):
             hull.pop()
-        hull.append(point)
-    shares, accuracies = zip(*hull, strict=True)
-    return float(np.interp(fraction, shares, accuracies))
+        hull.append(outcome)
+    shares = [outcome.mean_fraction for outcome in hull]
+    place = float(np.interp(fraction, shares, range(len(hull))))
+    left, right = hull[int(place)], hull[min(int(place) + 1, len(hull) - 1)]
+    weight = place % 1
+    return (1 - weight) * left.right + weight * right.right
 
 
-def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (b[1] - a[1]) / max(b[0] - a[0], 1e-9)
+def _slope(a: Outcome, b: Outcome) -> float:
+    return (b.accuracy - a.accuracy) / max(b.mean_fraction - a.mean_fraction, 1e-9)
 
 
-def cascades(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float) -> list[float]:
-    """Accuracy at a mean fraction of the cascade from the narrowest path to each other one."""
+def cascades(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float) -> list[Right]:
+    """Which are right at a mean fraction in the cascade from the narrowest path to each other."""
     first = uniform[0]
     order = np.argsort(margins(first), kind="stable")
-    found = []
+    found: list[Right] = []
     for second in [*uniform[1:], *fixed[1:]]:
         count = (fraction - first.mean_fraction) / second.mean_fraction * len(order)
         again = order[: int(np.clip(round(count), 0, len(order)))]
         right = first.right.copy()
         right[again] = second.right[again]
-        found.append(float(right.mean()))
+        found.append(right)
     return found
 
 
 def cascade_of_three(
     uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float
-) -> float:
-    """Accuracy at a mean fraction of the best cascade from the narrowest path over two others."""
+) -> Right:
+    """Which are right at a mean fraction in the best cascade from the narrowest over two others."""
     first, others = uniform[0], sorted([*uniform[1:], *fixed[1:]], key=lambda o: o.mean_fraction)
-    order, best = np.argsort(margins(first), kind="stable"), max(cascades(uniform, fixed, fraction))
+    order = np.argsort(margins(first), kind="stable")
+    found = cascades(uniform, fixed, fraction)
     for second, third in combinations(others, 2):
         doubt = margins(second)
         for share in GOING_ON:
@@ -156,8 +177,8 @@ def cascade_of_three(
             right = first.right.copy()
             right[again] = second.right[again]
             right[last] = third.right[last]
-            best = max(best, float(right.mean()))
-    return best
+            found.append(right)
+    return max(found, key=np.mean)
 
 
 def margins(outcome: Outcome) -> FloatArray:

@@ -75,6 +75,13 @@ def test_compare_one_bundle_gives_what_was_measured(compared, fitted, pictures):
         cells = " | ".join(f"{value:.2%}" for value in row.accuracy.values())
         line = f"| {row.budget:g} | {row.fraction:.3f} | {cells} | {row.paths} |"
         assert line in printed
+        assert found["error"] == row.error
+        apart = [
+            f"{100 * (row.accuracy['ours'] - value):+.2f} ± {196 * row.error[name]:.2f}"
+            for name, value in row.accuracy.items()
+            if name != "ours"
+        ]
+        assert f"| {row.budget:g} | {' | '.join(apart)} |" in printed
     assert report["full"] == bundle.card.test[-1].accuracy
 
 

@@ -39,7 +39,7 @@ def _outcome(fraction, accuracy, images=100):
 def test_mixture_lies_between_two_neighbours_and_leaves_out_a_bad_path(fraction, accuracy):
     # At 0.4, a lot between the paths at 0.2 and 0.7 is right more often than the path there.
     outcomes = [_outcome(0.2, 0.5), _outcome(0.7, 0.78), _outcome(0.4, 0.6), _outcome(1.0, 0.9)]
-    assert mixture(outcomes, fraction) == pytest.approx(accuracy)
+    assert mixture(outcomes, fraction).mean() == pytest.approx(accuracy)
 
 
 def test_mixture_is_the_best_of_any_two_by_lot():
@@ -53,7 +53,7 @@ def test_mixture_is_the_best_of_any_two_by_lot():
             for pair in combinations(sorted(points), 2)
             if pair[0][0] <= fraction <= pair[1][0]
         ]
-        assert mixture(outcomes, fraction) == pytest.approx(max(around))
+        assert mixture(outcomes, fraction).mean() == pytest.approx(max(around))
 
 
 # Cascades
@@ -87,14 +87,15 @@ def test_cascade_sends_on_those_whose_two_best_classes_are_closest(fraction):
         doubtful = sorted(range(40), key=lambda i: np.log(best[i] / next_best[i]))
         count = min(round((fraction - 0.1) / second.mean_fraction * 40), 40)
         right = [(second if i in doubtful[:count] else uniform[0]).right[i] for i in range(40)]
-        found.append(sum(right) / 40)
-    assert cascades(uniform, fixed, fraction) == pytest.approx(found)
+        found.append(right)
+    assert np.array_equal(cascades(uniform, fixed, fraction), found)
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.1, 21))
 def test_cascade_needs_no_more_compute_than_given(fraction):
     # Right are those that are sent on, so the accuracy tells how many they were.
-    (found,) = cascades([_always(0.1, False), _always(0.8, True)], [], fraction)
+    (right,) = cascades([_always(0.1, False), _always(0.8, True)], [], fraction)
+    found = right.mean()
     half_an_image = 0.8 / 40 / 2
     assert 0.1 + 0.8 * found <= fraction + half_an_image + 1e-9
     assert 0.1 + 0.8 * found >= min(fraction, 0.9) - half_an_image - 1e-9
@@ -107,16 +108,17 @@ def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
     logits[::2, 0] = 9
     second = Outcome(first.widths, np.arange(40) % 2 == 0, np.full(40, 0.2), logits)
     # All go on to the second and the other half to the third: 0.1 + 0.2 + 0.5.
-    assert cascade_of_three([first, third], [first, second], 0.8) == 1.0
+    assert cascade_of_three([first, third], [first, second], 0.8).all()
     # By one step alone no more than 70 % could go to the third.
-    assert max(cascades([first, third], [first, second], 0.8)) == pytest.approx(0.7)
+    found = cascades([first, third], [first, second], 0.8)
+    assert max(right.mean() for right in found) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.3, 13))
 def test_cascade_of_three_is_no_worse_than_a_cascade_of_two(fraction):
     uniform = [_answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)]
     found = cascade_of_three(uniform, [], fraction)
-    assert found >= max(cascades(uniform, [], fraction))
+    assert found.mean() >= max(right.mean() for right in cascades(uniform, [], fraction))
 
 
 # Paths
@@ -193,15 +195,19 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
     assert [path.tolist() for path, _ in uniform] == [[[w] * 5] for w in range(1, 5)]
     assert [tuple(path[0]) for path, _ in fixed] == list(card.agent.paths)
     uniform, fixed = ([outcome for _, outcome in part] for part in (uniform, fixed))
-    assert row.accuracy["uniform"] == mixture(uniform, row.fraction)
-    assert row.accuracy["fixed"] == mixture([*fixed, uniform[-1]], row.fraction)
+    by_lot = mixture([*fixed, uniform[-1]], row.fraction)
+    assert row.accuracy["uniform"] == mixture(uniform, row.fraction).mean()
+    assert row.accuracy["fixed"] == by_lot.mean()
+    apart = ours.right - by_lot
+    assert row.error["fixed"] == pytest.approx(np.std(apart) / np.sqrt(len(IMAGES)))
+    assert row.error["ours"] == 0
     fixed.sort(key=lambda outcome: outcome.mean_fraction)
-    found = cascades(uniform, fixed, row.fraction)
+    found = [right.mean() for right in cascades(uniform, fixed, row.fraction)]
     assert row.accuracy["cascade"] == max(found)
     # The held-out images choose another path than the test images would.
     assert {len(outcome.right) for outcome in held_out} == {len(HELD_OUT)}
     held_out = held_out[:4], sorted(held_out[4:], key=lambda outcome: outcome.mean_fraction)
-    chosen = int(np.argmax(cascades(*held_out, row.fraction)))
+    chosen = int(np.argmax([right.mean() for right in cascades(*held_out, row.fraction)]))
     assert row.accuracy["cascade, calibrated"] == found[chosen] < max(found)
     spent = path_macs(drawn[0], network.table, agent=False).mean() / network.table.full
     assert spent == pytest.approx(ours.mean_fraction, abs=0.05)
