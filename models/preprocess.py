@@ -105,7 +105,7 @@ class Preprocessing:
         *rest, height, width, channels = pixels.shape
         values = np.empty((*rest, channels, height, width), np.float32) if out is None else out
         # Into the new axes first: passes over what is contiguous cost next to nothing.
-        values[...] = np.moveaxis(pixels, -1, -3)
+        values[...] = pixels.swapaxes(-1, -2).swapaxes(-2, -3)
         scale, shift = self._line
         values *= scale
         values += shift
@@ -120,6 +120,8 @@ class Preprocessing:
     def _resized(self, image: Image.Image) -> Image.Image:
         """Resize and crop in one step, so that a very long image never becomes a huge one."""
         width, height = image.size
+        if width == height == self.size == self.resize:
+            return image
         if min(width, height) == self.resize:
             x, y = (width - self.size) // 2, (height - self.size) // 2
             return image.crop((x, y, x + self.size, y + self.size))

@@ -190,6 +190,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Called at the last byte of a request."""
         self._overhead_bytes = 0
+        self._presence.whole = True
         if not self._idle:  # as it is if the answer came before the end
             self._waiting.pop(self, None)
         super().on_message_complete()

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 _KEPT, _TABLE = 0.99, 2.0
 # A batch that took longer than this many times what was expected was disturbed.
 _DISTURBED = 4.0
+_RIDGE = 1e-9 * np.eye(3)
 
 
 class Estimate:
@@ -71,7 +72,7 @@ class Estimate:
         # Relative errors count, or the largest batches would decide alone.
         batch /= max(seconds, expected)
         self._seen *= _KEPT
-        self._seen += np.outer(batch[:3], batch)
+        self._seen += batch[:3, None] * batch
         # The table's times as they would be now, and its errors relative to those.
         table = self._table / self._slower.mean**2
         wanted = self._seen[:, 3] + table @ (self._first * self._slower.mean)
@@ -86,13 +87,13 @@ class Estimate:
 
 def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
     """What solves the normal equations (3, 3), without parts that would be negative."""
-    parts, some = np.zeros(3), np.arange(3)
     # Batches that were all alike tell the parts apart only by this.
-    regular = matrix + 1e-9 * np.trace(matrix) * np.eye(3)
-    while len(some):
-        found = np.linalg.solve(regular[np.ix_(some, some)], wanted[some])
-        if (found >= 0).all():
-            parts[some] = found
-            break
+    regular = matrix + _RIDGE * matrix.trace()
+    found: Floats = np.linalg.solve(regular, wanted)
+    some = np.arange(3)
+    while found.min(initial=0) < 0:
         some = np.delete(some, found.argmin())
+        found = np.linalg.solve(regular[np.ix_(some, some)], wanted[some])
+    parts = np.zeros(3)
+    parts[some] = found
     return parts

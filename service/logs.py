@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import warnings
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO
 
 from service.notes import NOTES
 
@@ -48,9 +50,54 @@ class JsonFormatter(logging.Formatter):
         return _encode(line)
 
 
+class LineHandler(logging.Handler):
+    """Writes lines to a stream; those of one turn of the event loop in one system call.
+
+    The answers of a batch leave in one turn, and to write their lines one by one takes a tenth of
+    the loop's time. A warning, or a line where no loop runs, is written at once, with all before.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+        self._awaited = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `handle`, which holds the lock."""
+        try:
+            self._lines.append(f"{self.format(record)}\n")
+            if record.levelno >= logging.WARNING or not self._later():
+                self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what waits; called at exit too."""
+        self.acquire()
+        try:
+            lines, self._lines, self._awaited = self._lines, [], False
+            if lines:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+        finally:
+            self.release()
+
+    def _later(self) -> bool:
+        """Have the lines written at the end of this turn, if this is the event loop's thread."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if not self._awaited:
+            self._awaited = True
+            loop.call_soon(self.flush)
+        return True
+
+
 def configure(level: str, process: int | None = None) -> None:
     """Send all logs, and Python's warnings, to standard output as JSON lines."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = LineHandler(sys.stdout)
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -7,9 +7,9 @@ import random
 import re
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
@@ -19,12 +19,13 @@ from service.notes import NOTES, Notes
 from service.routes.errors import error_response
 
 REQUEST_ID_HEADER = "X-Request-ID"
+_ID_NAME = REQUEST_ID_HEADER.lower().encode()
 
 # Routes that machines ask every few seconds; their lines would bury the others.
 QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _OTHER = "other"
 _SHOWN_PATH = 200
-_VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 
 # Seeded by the system, which to ask for every id would take longer than all else about it.
 _ids = random.Random()
@@ -44,6 +45,9 @@ class Observer:
     ) -> None:
         self._app = app
         self._metrics = metrics
+        # Found by their labels once, which takes longer than to count.
+        self._requests = cache(metrics.requests.labels)
+        self._seconds = cache(metrics.request_seconds.labels)
         self._leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,10 +66,10 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                headers = [*message.get("headers", ()), (_ID_NAME, request_id.encode())]
                 if self._leaving():
-                    headers["Connection"] = "close"
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -82,8 +86,8 @@ class Observer:
 
     def _observe(self, scope: Scope, notes: Notes, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _OTHER)
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._requests(route, status).inc()
+        self._seconds(route).observe(seconds)
         logger.log(
             logging.DEBUG if route in QUIET else logging.INFO,
             "request",
@@ -99,15 +103,15 @@ class Observer:
 
 def _noted(notes: Notes) -> dict[str, Any]:
     """What is known of a request; the key's name is in every line of it anyway."""
-    fields: dict[str, Any] = {"code": notes.code, "trace_id": notes.trace_id}
+    fields: dict[str, Any] = {}
+    if notes.code is not None:
+        fields["code"] = notes.code
+    if notes.trace_id is not None:
+        fields["trace_id"] = notes.trace_id
     if notes.images:
-        fields |= {
-            "model": notes.model,
-            "images": len(notes.images),
-            "budget": notes.budget,
-            "fraction": round(notes.fraction, 4),
-        }
-    return {name: value for name, value in fields.items() if value is not None}
+        fields["model"], fields["images"] = notes.model, len(notes.images)
+        fields["budget"], fields["fraction"] = notes.budget, round(notes.fraction, 4)
+    return fields
 
 
 def _internal_error(request_id: str, path: str) -> ASGIApp:
@@ -116,5 +120,5 @@ def _internal_error(request_id: str, path: str) -> ASGIApp:
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return given if _VALID_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
+    given = next((value for name, value in scope["headers"] if name == _ID_NAME), b"")
+    return given.decode() if _VALID_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from service.estimate import Estimate
 from service.governor import Governor
 from service.limits import Asked, BudgetBy, Limits
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
 
 # Shares that are weighed, from the least that a model can spend to the full network.
@@ -81,7 +83,8 @@ class Planner:
         """
         mode = self._budget.mode
         if isinstance(mode, Fixed) and all(asked.due == math.inf for asked in waiting):
-            limits = [self._limits(asked, mode, 1.0) for asked in waiting[: self._max_batch]]
+            first = waiting[: self._max_batch]
+            limits = _of_each(first, lambda asked: self._limits(asked, mode, 1.0))
             shares = np.array([limit.budget for limit in limits])
             seconds = self.estimate.batch() + np.cumsum(self.estimate.rows(shares))
             count = self._worth(len(waiting), seconds)
@@ -134,7 +137,7 @@ class Planner:
         hard = np.array([asked.due for asked in waiting]) - self.estimate.after.high(_HARD)
         late = _HARD if np.isfinite(hard).any() else _SOFT
         due = np.minimum(hard, self._soft_dues(waiting, mode))
-        low, high = np.array([self._range(asked, mode) for asked in waiting]).T
+        low, high = np.array(_of_each(waiting, lambda asked: self._range(asked, mode))).T
         shares = np.clip(self._levels[:, None], low, high)
         rows, batch = self.estimate.rows(shares, late), self.estimate.batch(late)
         hopeless, cheapest = _hopeless(now + batch, rows[0], hard)
@@ -148,11 +151,11 @@ class Planner:
         taken = np.where(hopeless, 0, np.clip(level, low, high))
         seconds = batch + np.cumsum(self.estimate.rows(taken, late) * ~hopeless)
         count = self._count(now + seconds, due, self._worth(len(waiting), seconds))
+        first = waiting[:count]
+        limits = _of_each(first, lambda asked: self._limits(asked, mode, level))
         decided = [
-            _unreachable(asked, cheapest[row])
-            if hopeless[row]
-            else self._limits(asked, mode, level)
-            for row, asked in enumerate(waiting[:count])
+            _unreachable(asked, cheapest[row]) if hopeless[row] else limits[row]
+            for row, asked in enumerate(first)
         ]
         expected = float((self.estimate.rows(taken) * ~hopeless)[:count].sum())
         return decided, self.estimate.batch() + expected
@@ -224,6 +227,16 @@ class Planner:
 
     def _penalty(self, budget: float) -> float:
         return self._card.penalty(max(self.correction.calibrated(budget), self._card.min_fraction))
+
+
+def _of_each(waiting: Sequence[Asked], tell: Callable[[Asked], T]) -> list[T]:
+    """What is told of each; most ask for the same, of which it is found out once."""
+    told: dict[tuple[float | None, float | None, bool], T] = {}
+    kinds = [(asked.budget, asked.cap, asked.due < math.inf) for asked in waiting]
+    for kind, asked in zip(kinds, waiting, strict=True):
+        if kind not in told:
+            told[kind] = tell(asked)
+    return [told[kind] for kind in kinds]
 
 
 def _hopeless(

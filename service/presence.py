@@ -16,9 +16,14 @@ _KEY = "rnp.presence"
 
 
 class Presence:
-    """Whether the client of a request is still there, as its connection says."""
+    """Whether the client of a request is still there, as its connection says.
+
+    Attributes:
+        whole: all of the request has come, so that nothing waits for its client.
+    """
 
     def __init__(self) -> None:
+        self.whole = False
         self._gone = False
         self._task: asyncio.Task[Any] | None = None
 
@@ -61,6 +66,12 @@ async def while_connected(scope: Scope, work: Coroutine[Any, Any, T]) -> T:
     """
     presence: Presence | None = scope.get(_KEY)
     return await (presence.during(work) if presence else work)
+
+
+def is_whole(scope: Scope) -> bool:
+    """Whether all of a request has come; under another server than ours nobody knows."""
+    presence: Presence | None = scope.get(_KEY)
+    return presence is not None and presence.whole
 
 
 def _gone() -> ClientGone:

@@ -11,8 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from service.app import create_app
+from service.presence import is_whole
 from service.settings import Settings
 from tests.service.support import FakeEngine, png, serve, wait_until
 
@@ -333,3 +337,21 @@ def test_many_requests_at_once_on_one_connection_are_answered(server: httpx.Clie
         while answers.count(b'{"status":"ok"}') < 50:
             answers += connection.recv(65536)
     assert answers.count(b"HTTP/1.1 200 OK") == 50
+
+
+def test_request_is_whole_once_its_last_byte_came(settings: Settings, engine: FakeEngine) -> None:
+    async def tell(request: Request) -> Response:
+        first = is_whole(request.scope)
+        await request.body()
+        return Response(f"{first} {is_whole(request.scope)}")
+
+    app = create_app(settings, engine)
+    app.router.routes.append(Route("/whole", tell, methods=["POST"]))
+    head = b"POST /whole HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
+    with serve(app) as server, connect(server) as connection:
+        connection.sendall(head + b"\r\nx")
+        assert connection.recv(65536).endswith(b"True True")
+        connection.sendall(head + b"connection: close\r\n\r\n")
+        time.sleep(0.2)
+        connection.sendall(b"x")
+        assert read_all(connection).endswith(b"False True")

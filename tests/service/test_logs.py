@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
+import threading
 
-from service.logs import REQUEST_ID, JsonFormatter
+from service.logs import REQUEST_ID, JsonFormatter, LineHandler
 from service.notes import NOTES, Notes
 
 
@@ -50,3 +52,77 @@ def test_format_exception_has_its_traceback() -> None:
     except ValueError:
         line = JsonFormatter().format(make_record(exc_info=sys.exc_info()))
     assert "ValueError: broken" in json.loads(line)["traceback"]
+
+
+class Writes(list[str]):
+    """A stream; each item is what was written at once."""
+
+    def write(self, text: str) -> None:
+        self.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def handler_to(writes: Writes) -> LineHandler:
+    handler = LineHandler(writes)  # type: ignore[arg-type]
+    handler.setFormatter(logging.Formatter("%(msg)s"))
+    return handler
+
+
+def test_lines_of_one_turn_of_the_loop_are_written_at_once() -> None:
+    writes = Writes()
+    handler = handler_to(writes)
+
+    async def turns() -> None:
+        for turn in ("a", "b"):
+            for _ in range(3):
+                handler.handle(make_record(msg=turn))
+            assert "b\n" not in "".join(writes)
+            await asyncio.sleep(0)
+
+    asyncio.run(turns())
+    assert writes == ["a\na\na\n", "b\nb\nb\n"]
+
+
+def test_line_without_a_loop_is_written_at_once_and_in_order() -> None:
+    writes = Writes()
+    handler = handler_to(writes)
+
+    async def turn() -> None:
+        handler.handle(make_record(msg="a"))
+        other = threading.Thread(target=handler.handle, args=[make_record(msg="b")])
+        other.start()
+        other.join()
+        assert writes == ["a\nb\n"]
+
+    asyncio.run(turn())
+    handler.handle(make_record(msg="c"))
+    assert writes == ["a\nb\n", "c\n"]
+
+
+def test_warning_does_not_wait_for_the_end_of_the_turn() -> None:
+    writes = Writes()
+    handler = handler_to(writes)
+
+    async def turn() -> None:
+        handler.handle(make_record(msg="a"))
+        handler.handle(make_record(msg="b", levelno=logging.WARNING))
+        assert writes == ["a\nb\n"]
+
+    asyncio.run(turn())
+    assert writes == ["a\nb\n"]
+
+
+def test_lines_that_no_turn_wrote_are_written_at_exit() -> None:
+    writes = Writes()
+    handler = handler_to(writes)
+
+    loop = asyncio.new_event_loop()
+    loop.call_soon(handler.handle, make_record(msg="a"))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert not writes
+    handler.flush()
+    assert writes == ["a\n"]

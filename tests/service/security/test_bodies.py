@@ -10,6 +10,7 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
+from service.presence import Presence
 from service.security.bodies import BodyLimits
 from service.settings import Settings
 
@@ -24,15 +25,24 @@ def run(
     client: Callable[[], Awaitable[Message]],
     server: Callable[[Receive], Awaitable[Any]],
     method: str,
+    *,
+    whole: bool = False,
 ) -> Any:
-    """What `server` makes of what `client` sends through the limits."""
+    """What `server` makes of what `client` sends through the limits.
+
+    `whole` says that all of it has come.
+    """
     result = None
+    scope: Scope = {"type": "http", "method": method}
+    presence = Presence()
+    presence.whole = whole
+    presence.attach(scope)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal result
         result = await server(receive)
 
-    asyncio.run(BodyLimits(app, LIMITS)({"type": "http", "method": method}, client, _send))
+    asyncio.run(BodyLimits(app, LIMITS)(scope, client, _send))
     return result
 
 
@@ -48,6 +58,22 @@ def test_wait_for_a_hang_up_after_the_body_has_no_limit() -> None:
         return [(await receive())["type"] for _ in range(2)]
 
     assert run(client, server, "POST") == ["http.request", "http.disconnect"]
+
+
+@pytest.mark.parametrize(("whole", "status"), [(False, 408), (True, None)])
+def test_only_a_body_that_is_still_to_come_is_timed(whole: bool, status: int | None) -> None:
+    async def client() -> Message:
+        await asyncio.sleep(0.3)
+        return {"type": "http.request", "body": b"x"}
+
+    async def server(receive: Receive) -> int | None:
+        try:
+            await receive()
+        except HTTPException as error:
+            return error.status_code
+        return None
+
+    assert run(client, server, "POST", whole=whole) == status
 
 
 @pytest.mark.parametrize(
