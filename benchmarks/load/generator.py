@@ -54,7 +54,7 @@ class Plan:
     read: Reader
     times: Floats | None = None
     seconds: float = 0.0
-    connections: int = 512
+    connections: int = 900
     timeout_s: float = 10.0
 
 
