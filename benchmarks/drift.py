@@ -65,7 +65,7 @@ def run(
     planner = Planner(card, Budget(Fixed(budget)), Estimate(None), correction, max_batch=BATCH)
     rng, full, spent = np.random.default_rng(0), card.table().full, []
     for _ in range(images // BATCH):
-        planned, _ = planner.plan([Asked(0, budget)] * BATCH, 0)
+        planned = planner.plan([Asked(0, budget)] * BATCH, 0).limits
         limits = [limit for limit in planned if isinstance(limit, Limits)]
         penalty = np.array([limit.penalty for limit in limits], np.float32)
         rows = rng.integers(len(pixels), size=BATCH)

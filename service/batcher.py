@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engines.base import Engine, Floats
-from service.errors import Draining, QueueFull, ServiceError
-from service.limits import Asked, Limits
+from service.errors import Draining, QueueFull
+from service.limits import Asked, Limits, Planned
 from service.ranking import probabilities, rankings
 from service.typical import Typical
 
@@ -29,10 +29,8 @@ _LONGEST_RETRY_S = 60
 class Plan(Protocol):
     """What decides on each batch; `service.planner` says more."""
 
-    def plan(
-        self, waiting: Sequence[Asked], now: float
-    ) -> tuple[Sequence[Limits | ServiceError], float]:
-        """Decide on the first of what waits: their limits or refusals, and the seconds it takes."""
+    def plan(self, waiting: Sequence[Asked], now: float) -> Planned:
+        """Decide which of what waits, the oldest first, is the next batch."""
         ...
 
     def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
@@ -215,17 +213,24 @@ class Batcher:
             if not self._jobs:
                 return []
             now = time.perf_counter()
-            limits: Sequence[Limits | Exception]
             try:
-                limits, seconds = self._plan.plan([job.asked for job in self._jobs], now)
+                planned = self._plan.plan([job.asked for job in self._jobs], now)
             except Exception as error:  # the requests fail, the thread goes on
-                limits, seconds = [error] * len(self._jobs), 0.0
-            self._busy_until = now + seconds
-            self._held -= len(limits)
-            taken = [(self._jobs.popleft(), limit) for limit in limits]
+                planned = Planned([error] * len(self._jobs), 0.0)
+            self._busy_until = now + planned.seconds
+            taken = list(zip(self._taken(planned), planned.limits, strict=True))
+            self._held -= len(taken)
             for job, _ in taken:
                 job.places.left -= 1
             return taken
+
+    def _taken(self, planned: Planned) -> list[_Job]:
+        """The jobs of a batch, which wait no more."""
+        if planned.rows is None:
+            return [self._jobs.popleft() for _ in planned.limits]
+        jobs, rows = list(self._jobs), set(planned.rows)
+        self._jobs = deque(job for place, job in enumerate(jobs) if place not in rows)
+        return [jobs[row] for row in planned.rows]
 
     def _worth_no_wait(self) -> bool:
         return len(self._jobs) >= self._max_batch or self._closed

@@ -1,8 +1,9 @@
-"""What a request allows an image to cost, and what the image then gets."""
+"""What a request allows an image to cost, and what the image then gets, in which batch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,3 +37,18 @@ class Limits:
     penalty: float
     cap: float | None
     by: BudgetBy = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The next batch.
+
+    Attributes:
+        limits: what each of its images may cost, or why it is refused.
+        seconds: that it is expected to take.
+        rows: the images' places among what waits; None: the first ones.
+    """
+
+    limits: Sequence[Limits | Exception]
+    seconds: float
+    rows: Sequence[int] | None = None

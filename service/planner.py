@@ -22,7 +22,7 @@ from service.correction import Correction
 from service.errors import DeadlineUnreachable
 from service.estimate import Estimate
 from service.governor import Governor
-from service.limits import Asked, BudgetBy, Limits
+from service.limits import Asked, BudgetBy, Limits, Planned
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float64]
@@ -33,6 +33,8 @@ _LEVELS = 24
 # sets in motion; a longer one holds up what comes behind. Where more than this share of the largest
 # batch waits, only throughput counts.
 _WORTH_S, _BACKLOG = 0.015, 0.75
+# In one of so many batches whoever is late and has waited longest comes first.
+_PASSED = 2
 # Mean deviations to allow for: where an answer that is late is none, and where it is merely late.
 _HARD, _SOFT = 4.0, 1.0
 
@@ -56,6 +58,7 @@ class Planner:
         self._card, self._budget, self._max_batch = card, budget, max_batch
         self._full = card.table().full
         self._least = max(card.min_fraction, card.min_cap)
+        self._passed = 0
         self._levels = np.geomspace(self._least, 1, _LEVELS)
         self.estimate, self.correction = estimate, correction
         self.governor = Governor(card.name)
@@ -69,17 +72,12 @@ class Planner:
             value = mode.budget
         return max(value, self._card.min_fraction)
 
-    def plan(
-        self, waiting: Sequence[Asked], now: float
-    ) -> tuple[list[Limits | DeadlineUnreachable], float]:
-        """Decide on the first of what waits.
+    def plan(self, waiting: Sequence[Asked], now: float) -> Planned:
+        """Decide on the next batch.
 
         Args:
-            waiting: all that waits, at least one, in order.
+            waiting: all that waits, at least one, the oldest first.
             now: by `time.perf_counter`.
-
-        Returns: what each image of the next batch may cost, or why it is refused; the seconds that
-            the batch is expected to take.
         """
         mode = self._budget.mode
         if isinstance(mode, Fixed) and all(asked.due == math.inf for asked in waiting):
@@ -88,7 +86,11 @@ class Planner:
             shares = np.array([limit.budget for limit in limits])
             seconds = self.estimate.batch() + np.cumsum(self.estimate.rows(shares))
             count = self._worth(len(waiting), seconds)
-            return list(limits[:count]), float(seconds[count - 1])
+            return Planned(limits[:count], float(seconds[count - 1]))
+        if isinstance(mode, Auto) and all(asked.due == math.inf for asked in waiting):
+            late = self._late(waiting, mode, now)
+            if late.any():
+                return self._plan_behind(waiting, mode, late, now)
         return self._plan_in_time(waiting, mode, now)
 
     def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
@@ -131,9 +133,27 @@ class Planner:
             # as its answer.
             self.governor.answered(mode, after_s + total_s)
 
-    def _plan_in_time(
-        self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float
-    ) -> tuple[list[Limits | DeadlineUnreachable], float]:
+    def _plan_behind(
+        self, waiting: Sequence[Asked], mode: Auto, late: npt.NDArray[np.bool_], now: float
+    ) -> Planned:
+        """Where some are late whatever happens, all get the least, and the newest are first.
+
+        In their order each would be served when it is about to be late, and so would miss the
+        target by a little (adaptive LIFO). Who is late gets the places that are left, and the first
+        of every second batch.
+        """
+        self.governor.follow(mode, self._least, now)
+        behind, soon = np.flatnonzero(late).tolist(), np.flatnonzero(~late)[::-1].tolist()
+        self._passed += 1
+        first = 1 if self._passed % _PASSED == 0 else 0
+        rows = [*behind[:first], *soon, *behind[first:]][: self._max_batch]
+        taken = [waiting[row] for row in rows]
+        limits = _of_each(taken, lambda asked: self._limits(asked, mode, self._least))
+        shares = np.array([limit.budget for limit in limits])
+        seconds = self.estimate.batch() + float(self.estimate.rows(shares).sum())
+        return Planned(limits, seconds, rows)
+
+    def _plan_in_time(self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float) -> Planned:
         hard = np.array([asked.due for asked in waiting]) - self.estimate.after.high(_HARD)
         late = _HARD if np.isfinite(hard).any() else _SOFT
         due = np.minimum(hard, self._soft_dues(waiting, mode))
@@ -158,13 +178,20 @@ class Planner:
             for row, asked in enumerate(first)
         ]
         expected = float((self.estimate.rows(taken) * ~hopeless)[:count].sum())
-        return decided, self.estimate.batch() + expected
+        return Planned(decided, self.estimate.batch() + expected)
 
     def _soft_dues(self, waiting: Sequence[Asked], mode: Fixed | Auto) -> Floats:
         if isinstance(mode, Fixed):
             return np.full(len(waiting), math.inf)
         aim_s = self.governor.aim_s(mode) - 2 * self.estimate.after.mean
         return np.array([asked.started + aim_s for asked in waiting])
+
+    def _late(self, waiting: Sequence[Asked], mode: Auto, now: float) -> npt.NDArray[np.bool_]:
+        """(N,) which will be behind the target even if they are in the next batch."""
+        rows = np.full(self._max_batch, self._least)
+        batch_s = self.estimate.batch(_SOFT) + float(self.estimate.rows(rows, _SOFT).sum())
+        ready = now + batch_s + 2 * self.estimate.after.high(_SOFT)
+        return np.array([asked.started for asked in waiting]) < ready - mode.target_s
 
     def _worth(self, waiting: int, seconds: Floats) -> int:
         """How many of what waits may share a batch, for their own good and that of those behind.

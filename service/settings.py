@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     max_parts: int = Field(default=32, ge=1, description="images in one multipart request")
     max_batch: int = Field(default=16, ge=1, description="images that an engine runs at once")
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
-    max_queue: int = Field(default=128, ge=1, description="images that may wait, per model")
+    max_queue: int = Field(default=256, ge=1, description="images that may wait, per model")
     decode_threads: int = Field(
         default_factory=lambda values: 2 if values.get("workers", 1) == 1 else 1,
         ge=1,

@@ -11,7 +11,7 @@ import numpy as np
 from service.batcher import Answer, Batcher, Make, Reservation
 from service.engines.base import Result
 from service.errors import DeadlineUnreachable
-from service.limits import Asked, Limits
+from service.limits import Asked, Limits, Planned
 
 
 class EchoEngine:
@@ -47,13 +47,14 @@ class EchoPlan:
         self.learnt: list[tuple[list[float], list[int]]] = []
         self.checked: list[tuple[int, int, float]] = []
 
-    def plan(self, waiting: list[Asked], now: float) -> tuple[list, float]:
-        return [
+    def plan(self, waiting: list[Asked], now: float) -> Planned:
+        limits = [
             DeadlineUnreachable("too late")
             if asked.budget < 0
             else Limits(asked.budget, asked.budget / 2, asked.cap)
             for asked in waiting[:4]
-        ], 5.0
+        ]
+        return Planned(limits, 5.0)
 
     def check(self, asked: Asked, waiting: list[Asked], places: int, busy_s: float) -> None:
         self.checked.append((len(waiting), places, busy_s))

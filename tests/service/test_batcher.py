@@ -10,7 +10,7 @@ import pytest
 
 from service.batcher import Answer, Batcher
 from service.errors import DeadlineUnreachable, Draining, QueueFull
-from service.limits import Asked, Limits
+from service.limits import Asked, Limits, Planned
 from tests.service.echo import EchoEngine, EchoPlan, Waiting, asked, hold, image, submit
 
 
@@ -226,6 +226,24 @@ def test_reserve_refused_told_when_to_come_back(engine: EchoEngine) -> None:
     # Eight images, 0.3 s each.
     assert refused.value.retry_after_s == 3
     engine.gate.set()
+    batcher.close()
+
+
+def test_take_serves_what_waits_in_the_order_of_the_plan(engine: EchoEngine) -> None:
+    plan = EchoPlan()
+
+    def newest_first(waiting: list[Asked], now: float) -> Planned:
+        rows = range(len(waiting))[::-1][:2]
+        return Planned([Limits(waiting[row].budget, 0, None) for row in rows], 0, rows)
+
+    plan.plan = newest_first  # type: ignore[method-assign]
+    batcher = Batcher(engine, plan, max_batch=4, max_wait_s=0, max_queue=8)
+    hold(batcher, engine)
+    futures = submit(batcher, 5, 4, 3, 2, 1)
+    engine.gate.set()
+    assert [future.result(5).logits[0] for future in futures] == [5, 4, 3, 2, 1]
+    assert [budgets for budgets, _ in plan.learnt][1:] == [[1, 2], [3, 4], [5]]
+    assert batcher.depth == 0
     batcher.close()
 
 

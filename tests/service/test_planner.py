@@ -11,7 +11,7 @@ from service.correction import Correction
 from service.costs import Cost, CostTable
 from service.errors import DeadlineUnreachable
 from service.estimate import Estimate
-from service.limits import Asked, Limits
+from service.limits import Asked, Limits, Planned
 from service.planner import Planner
 
 # A batch takes nothing, and a row 10 ms for all of the network.
@@ -26,7 +26,7 @@ def planner(card: Card, mode: Fixed | Auto = HALF, *, max_batch: int = 4) -> Pla
 
 
 def decided(planner: Planner, *waiting: Asked, now: float = 0) -> list:
-    return planner.plan(waiting, now)[0]
+    return list(planner.plan(waiting, now).limits)
 
 
 def test_plan_fixed_gives_each_what_it_asked(card: Card) -> None:
@@ -41,9 +41,9 @@ def test_plan_fixed_gives_each_what_it_asked(card: Card) -> None:
 
 
 def test_plan_fixed_takes_no_more_than_a_batch_and_tells_its_time(card: Card) -> None:
-    rows, seconds = planner(card).plan([Asked(0)] * 9, 0)
-    assert len(rows) == 4
-    assert seconds == pytest.approx(0.02)
+    planned = planner(card).plan([Asked(0)] * 9, 0)
+    assert (len(planned.limits), planned.rows) == (4, None)
+    assert planned.seconds == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("mode", [Fixed(1), Auto(10, floor=0.2)])
@@ -134,6 +134,40 @@ def test_plan_auto_a_named_budget_is_an_upper_bound(card: Card) -> None:
 def test_plan_auto_late_ones_bring_it_to_the_floor(card: Card) -> None:
     some = planner(card, Auto(0.05, floor=0.3))
     assert decided(some, Asked(0), now=1)[0].budget == pytest.approx(0.3)
+
+
+def test_plan_auto_behind_the_newest_are_first_and_all_get_the_least(card: Card) -> None:
+    def planned(*waiting: Asked) -> Planned:
+        return planner(card, Auto(0.1, floor=0.2), max_batch=4).plan(waiting, 0.25)
+
+    late, soon = [Asked(0), Asked(0.01)], [Asked(0.2 + n / 100) for n in range(5)]
+    assert planned(*late, *soon).rows == [6, 5, 4, 3]
+    assert [row.budget for row in planned(*late, *soon).limits] == [0.2] * 4
+    # Where those that can be in time leave places, the late ones have them, the oldest first.
+    assert planned(*late, soon[0]).rows == [2, 0, 1]
+    assert planned(*late).rows == [0, 1]
+
+
+def test_plan_auto_behind_every_second_batch_begins_with_a_late_one(card: Card) -> None:
+    some = planner(card, Auto(0.1, floor=0.2), max_batch=2)
+    waiting = [Asked(0), Asked(0.01), Asked(0.2), Asked(0.21)]
+    first = [some.plan(waiting, 0.25).rows for _ in range(4)]
+    assert first == [[3, 2], [0, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "waiting"),
+    [
+        (Fixed(1), [Asked(0), Asked(0.2)]),
+        (Auto(0.1, floor=0.2), [Asked(0.2), Asked(0.24)]),
+        # A deadline is kept or refused, in their order.
+        (Auto(0.1, floor=0.2), [Asked(0), Asked(0.2, due=0.9)]),
+    ],
+)
+def test_plan_keeps_the_order_where_none_is_late_or_a_deadline_is_to_be_kept(
+    card: Card, mode: Fixed | Auto, waiting: list[Asked]
+) -> None:
+    assert planner(card, mode).plan(waiting, 0.25).rows is None
 
 
 def test_in_force_falls_under_load_and_returns(card: Card) -> None:

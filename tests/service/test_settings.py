@@ -37,7 +37,7 @@ def test_load_settings_names_are_separated_by_commas(
         ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx', 'torch' or "),
         ("RNP_RATE_PER_S", "0", "RNP_RATE_PER_S is '0': input should be greater than 0"),
         ("RNP_RATE_PER_S", "inf", "RNP_RATE_PER_S is 'inf': input should be a finite number"),
-        ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 128"),
+        ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 256"),
     ],
 )
 def test_load_settings_bad_variable_refused_in_a_sentence(
