@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from models.compute import FLOPS_PER_MAC
@@ -70,7 +70,8 @@ async def answer_images(
     service: Service, call: Call, images: Sequence[bytes | Floats]
 ) -> list[Answered | ServiceError]:
     """Run image files, or (3, H, W) preprocessed arrays, in order; see `classify` for errors."""
-    with call.model.batcher.reserve(len(images), call.asked) as places:
+    asked = replace(call.asked, came=time.perf_counter())
+    with call.model.batcher.reserve(len(images), asked) as places:
         if len(images) == 1:
             return [await _answer_one(service, call, images[0], places)]
         # One that breaks must not leave others waiting in places that are given back.
@@ -84,7 +85,7 @@ async def answer_images(
 async def _answer_one(
     service: Service, call: Call, image: bytes | Floats, places: Reservation
 ) -> Answered | ServiceError:
-    asked, metrics = call.asked, call.model.metrics
+    asked, metrics = places.asked, call.model.metrics
     way = _Way(service, call, places)
     try:
         async with _until(asked.due):
@@ -110,7 +111,7 @@ async def _answer_one(
     service.metrics.queue_seconds.observe(answer.queue_s)
     metrics.observe(answer, way.decode_s)
     now = time.perf_counter()
-    call.model.planner.answered(way.decode_s, now - answer.finished, now - asked.started)
+    call.model.planner.answered(way.decode_s, now - answer.finished, now - asked.since)
     note_image(
         call.model.card.name,
         answer.limits.budget,

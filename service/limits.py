@@ -21,12 +21,19 @@ class Asked:
         budget: named by the caller, in (0, 1]; None: the budget in force.
         cap: share of the full MACs that no image exceeds; None: no limit.
         due: when the answer must have been sent, infinite if there is no deadline.
+        came: when all of it had come; None: at once. What a client takes to send is not the load.
     """
 
     started: float
     budget: float | None = None
     cap: float | None = None
     due: float = math.inf
+    came: float | None = None
+
+    @property
+    def since(self) -> float:
+        """From when on the service made it wait."""
+        return self.started if self.came is None else self.came
 
 
 @dataclass(frozen=True, slots=True)

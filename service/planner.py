@@ -123,7 +123,7 @@ class Planner:
                 self.correction.learn(limit.budget, fraction)
 
     def answered(self, decode_s: float, after_s: float, total_s: float) -> None:
-        """See an answer leave: what it took before, after and altogether."""
+        """See an answer leave: what it took before, after and since its request had come."""
         if decode_s:
             self.estimate.decode.add(decode_s)
         self.estimate.after.add(after_s)
@@ -184,14 +184,14 @@ class Planner:
         if isinstance(mode, Fixed):
             return np.full(len(waiting), math.inf)
         aim_s = self.governor.aim_s(mode) - 2 * self.estimate.after.mean
-        return np.array([asked.started + aim_s for asked in waiting])
+        return np.array([asked.since + aim_s for asked in waiting])
 
     def _late(self, waiting: Sequence[Asked], mode: Auto, now: float) -> npt.NDArray[np.bool_]:
         """(N,) which will be behind the target even if they are in the next batch."""
         rows = np.full(self._max_batch, self._least)
         batch_s = self.estimate.batch(_SOFT) + float(self.estimate.rows(rows, _SOFT).sum())
         ready = now + batch_s + 2 * self.estimate.after.high(_SOFT)
-        return np.array([asked.started for asked in waiting]) < ready - mode.target_s
+        return np.array([asked.since for asked in waiting]) < ready - mode.target_s
 
     def _worth(self, waiting: int, seconds: Floats) -> int:
         """How many of what waits may share a batch, for their own good and that of those behind.

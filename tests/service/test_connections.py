@@ -355,3 +355,19 @@ def test_request_is_whole_once_its_last_byte_came(settings: Settings, engine: Fa
         time.sleep(0.2)
         connection.sendall(b"x")
         assert read_all(connection).endswith(b"False True")
+
+
+def test_body_that_comes_slowly_is_no_load_to_the_auto_mode(
+    settings: Settings, engine: FakeEngine
+) -> None:
+    body = png()
+    head = f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    auto = settings.model_copy(update={"target_p95_ms": 1000 * SLACK_S, "floor": 0.2})
+    with serve(create_app(auto, engine)) as server, connect(server) as connection:
+        connection.sendall(f"{head}connection: close\r\n\r\n".encode())
+        time.sleep(1.2 * SLACK_S)
+        connection.sendall(body)
+        answer = json.loads(read_all(connection).split(b"\r\n\r\n")[1])
+        assert answer["timing_ms"]["total"] > 1000 * SLACK_S
+        assert (answer["budget"], answer["budget_by"]) == (1, "load")
+        assert server.get("/budget").json()["budget"] == 1

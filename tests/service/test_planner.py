@@ -170,6 +170,13 @@ def test_plan_keeps_the_order_where_none_is_late_or_a_deadline_is_to_be_kept(
     assert planner(card, mode).plan(waiting, 0.25).rows is None
 
 
+def test_plan_auto_what_a_client_took_to_send_is_not_the_load(card: Card) -> None:
+    some = planner(card, Auto(0.1, floor=0.2))
+    (row,) = decided(some, Asked(0, came=0.25), now=0.25)
+    assert row.budget == 1
+    assert decided(some, Asked(0), now=0.25)[0].budget == 0.2
+
+
 def test_in_force_falls_under_load_and_returns(card: Card) -> None:
     some, now = planner(card, Auto(0.05, floor=0.2)), time.perf_counter()
     assert some.in_force() == 1
