@@ -18,8 +18,7 @@ from service.metrics import Metrics
 from service.notes import NOTES, Notes
 from service.routes.errors import error_response
 
-REQUEST_ID_HEADER = "X-Request-ID"
-_ID_NAME = REQUEST_ID_HEADER.lower().encode()
+_ID_NAME = b"x-request-id"
 
 # Routes that machines ask every few seconds; their lines would bury the others.
 QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")

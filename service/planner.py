@@ -33,8 +33,8 @@ _LEVELS = 24
 # sets in motion; a longer one holds up what comes behind. Where more than this share of the largest
 # batch waits, only throughput counts.
 _WORTH_S, _BACKLOG = 0.015, 0.75
-# In one of so many batches whoever is late and has waited longest comes first.
-_PASSED = 2
+# Of so many batches amid late ones, one begins with whoever is late and has waited longest.
+_LATE_TURN = 2
 # Mean deviations to allow for: where an answer that is late is none, and where it is merely late.
 _HARD, _SOFT = 4.0, 1.0
 
@@ -58,7 +58,7 @@ class Planner:
         self._card, self._budget, self._max_batch = card, budget, max_batch
         self._full = card.table().full
         self._least = max(card.min_fraction, card.min_cap)
-        self._passed = 0
+        self._amid_late = 0
         self._levels = np.geomspace(self._least, 1, _LEVELS)
         self.estimate, self.correction = estimate, correction
         self.governor = Governor(card.name)
@@ -144,8 +144,8 @@ class Planner:
         """
         self.governor.follow(mode, self._least, now)
         behind, soon = np.flatnonzero(late).tolist(), np.flatnonzero(~late)[::-1].tolist()
-        self._passed += 1
-        first = 1 if self._passed % _PASSED == 0 else 0
+        self._amid_late += 1
+        first = 1 if self._amid_late % _LATE_TURN == 0 else 0
         rows = [*behind[:first], *soon, *behind[first:]][: self._max_batch]
         taken = [waiting[row] for row in rows]
         limits = _of_each(taken, lambda asked: self._limits(asked, mode, self._least))
@@ -155,11 +155,11 @@ class Planner:
 
     def _plan_in_time(self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float) -> Planned:
         hard = np.array([asked.due for asked in waiting]) - self.estimate.after.high(_HARD)
-        late = _HARD if np.isfinite(hard).any() else _SOFT
+        margin = _HARD if np.isfinite(hard).any() else _SOFT
         due = np.minimum(hard, self._soft_dues(waiting, mode))
         low, high = np.array(_of_each(waiting, lambda asked: self._range(asked, mode))).T
         shares = np.clip(self._levels[:, None], low, high)
-        rows, batch = self.estimate.rows(shares, late), self.estimate.batch(late)
+        rows, batch = self.estimate.rows(shares, margin), self.estimate.batch(margin)
         hopeless, cheapest = _hopeless(now + batch, rows[0], hard)
         rows[:, hopeless], due[hopeless] = 0, math.inf
         batches = np.arange(len(waiting)) // self._max_batch + 1
@@ -169,7 +169,7 @@ class Planner:
         if isinstance(mode, Auto):
             level = self.governor.follow(mode, level, now)
         taken = np.where(hopeless, 0, np.clip(level, low, high))
-        seconds = batch + np.cumsum(self.estimate.rows(taken, late) * ~hopeless)
+        seconds = batch + np.cumsum(self.estimate.rows(taken, margin) * ~hopeless)
         count = self._count(now + seconds, due, self._worth(len(waiting), seconds))
         first = waiting[:count]
         limits = _of_each(first, lambda asked: self._limits(asked, mode, level))

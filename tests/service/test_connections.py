@@ -11,13 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from service.app import create_app
-from service.presence import is_whole
 from service.settings import Settings
+from tests.service.sockets import connect, drip, error_of, read_all
 from tests.service.support import FakeEngine, png, serve, wait_until
 
 HEADER_S, BODY_S, SEND_S, MOST = 0.5, 0.6, 0.7, 8
@@ -39,45 +36,6 @@ def server(settings: Settings, engine: FakeEngine) -> Iterator[httpx.Client]:
     }
     with serve(create_app(settings.model_copy(update=update), engine)) as client:
         yield client
-
-
-def connect(server: httpx.Client) -> socket.socket:
-    return socket.create_connection((server.base_url.host, server.base_url.port), timeout=10)
-
-
-def drip(connection: socket.socket, data: bytes = b"x", every_s: float = 0.05) -> float:
-    """Send little by little until the other side hangs up, which takes the seconds returned."""
-    started = time.monotonic()
-    connection.setblocking(False)
-    while time.monotonic() - started < 10:
-        try:
-            connection.send(data)
-            time.sleep(every_s)
-            if connection.recv(1, socket.MSG_PEEK) == b"":
-                break
-        except BlockingIOError:
-            continue
-        except OSError:
-            break
-        else:
-            break
-    connection.settimeout(10)
-    return time.monotonic() - started
-
-
-def read_all(connection: socket.socket) -> bytes:
-    try:
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-    except ConnectionResetError:
-        return b""
-
-
-def error_of(answer: bytes) -> tuple[int, str]:
-    head, body = answer.split(b"\r\n\r\n")
-    values = json.loads(body)
-    assert set(values) == {"error", "code"}
-    assert b"connection: close" in head.lower()
-    return int(head.split(b" ")[1]), values["code"]
 
 
 @contextmanager
@@ -337,37 +295,3 @@ def test_many_requests_at_once_on_one_connection_are_answered(server: httpx.Clie
         while answers.count(b'{"status":"ok"}') < 50:
             answers += connection.recv(65536)
     assert answers.count(b"HTTP/1.1 200 OK") == 50
-
-
-def test_request_is_whole_once_its_last_byte_came(settings: Settings, engine: FakeEngine) -> None:
-    async def tell(request: Request) -> Response:
-        first = is_whole(request.scope)
-        await request.body()
-        return Response(f"{first} {is_whole(request.scope)}")
-
-    app = create_app(settings, engine)
-    app.router.routes.append(Route("/whole", tell, methods=["POST"]))
-    head = b"POST /whole HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n"
-    with serve(app) as server, connect(server) as connection:
-        connection.sendall(head + b"\r\nx")
-        assert connection.recv(65536).endswith(b"True True")
-        connection.sendall(head + b"connection: close\r\n\r\n")
-        time.sleep(0.2)
-        connection.sendall(b"x")
-        assert read_all(connection).endswith(b"False True")
-
-
-def test_body_that_comes_slowly_is_no_load_to_the_auto_mode(
-    settings: Settings, engine: FakeEngine
-) -> None:
-    body = png()
-    head = f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
-    auto = settings.model_copy(update={"target_p95_ms": 1000 * SLACK_S, "floor": 0.2})
-    with serve(create_app(auto, engine)) as server, connect(server) as connection:
-        connection.sendall(f"{head}connection: close\r\n\r\n".encode())
-        time.sleep(1.2 * SLACK_S)
-        connection.sendall(body)
-        answer = json.loads(read_all(connection).split(b"\r\n\r\n")[1])
-        assert answer["timing_ms"]["total"] > 1000 * SLACK_S
-        assert (answer["budget"], answer["budget_by"]) == (1, "load")
-        assert server.get("/budget").json()["budget"] == 1

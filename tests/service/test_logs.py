@@ -6,6 +6,8 @@ import logging
 import sys
 import threading
 
+import pytest
+
 from service.logs import REQUEST_ID, JsonFormatter, LineHandler
 from service.notes import NOTES, Notes
 
@@ -64,16 +66,21 @@ class Writes(list[str]):
         pass
 
 
-def handler_to(writes: Writes) -> LineHandler:
+@pytest.fixture
+def writes() -> Writes:
+    return Writes()
+
+
+@pytest.fixture
+def handler(writes: Writes) -> LineHandler:
     handler = LineHandler(writes)  # type: ignore[arg-type]
     handler.setFormatter(logging.Formatter("%(msg)s"))
     return handler
 
 
-def test_lines_of_one_turn_of_the_loop_are_written_at_once() -> None:
-    writes = Writes()
-    handler = handler_to(writes)
-
+def test_lines_of_one_turn_of_the_loop_are_written_at_once(
+    handler: LineHandler, writes: Writes
+) -> None:
     async def turns() -> None:
         for turn in ("a", "b"):
             for _ in range(3):
@@ -85,10 +92,9 @@ def test_lines_of_one_turn_of_the_loop_are_written_at_once() -> None:
     assert writes == ["a\na\na\n", "b\nb\nb\n"]
 
 
-def test_line_without_a_loop_is_written_at_once_and_in_order() -> None:
-    writes = Writes()
-    handler = handler_to(writes)
-
+def test_line_without_a_loop_is_written_at_once_and_in_order(
+    handler: LineHandler, writes: Writes
+) -> None:
     async def turn() -> None:
         handler.handle(make_record(msg="a"))
         other = threading.Thread(target=handler.handle, args=[make_record(msg="b")])
@@ -101,10 +107,9 @@ def test_line_without_a_loop_is_written_at_once_and_in_order() -> None:
     assert writes == ["a\nb\n", "c\n"]
 
 
-def test_warning_does_not_wait_for_the_end_of_the_turn() -> None:
-    writes = Writes()
-    handler = handler_to(writes)
-
+def test_warning_does_not_wait_for_the_end_of_the_turn(
+    handler: LineHandler, writes: Writes
+) -> None:
     async def turn() -> None:
         handler.handle(make_record(msg="a"))
         handler.handle(make_record(msg="b", levelno=logging.WARNING))
@@ -114,10 +119,7 @@ def test_warning_does_not_wait_for_the_end_of_the_turn() -> None:
     assert writes == ["a\nb\n"]
 
 
-def test_lines_that_no_turn_wrote_are_written_at_exit() -> None:
-    writes = Writes()
-    handler = handler_to(writes)
-
+def test_lines_that_no_turn_wrote_are_written_at_exit(handler: LineHandler, writes: Writes) -> None:
     loop = asyncio.new_event_loop()
     loop.call_soon(handler.handle, make_record(msg="a"))
     loop.call_soon(loop.stop)
