@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,10 @@ from service.presence import Presence
 from service.routes.errors import error_response
 from service.settings import Settings, listed
 
+# How long a client that was answered before it had sent all is heard out, and how many such there
+# may be: beyond them the one that was answered first is cut off.
+_LINGER_S, _MOST_LINGERING = 5.0, 64
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +41,7 @@ class ServerConfig(uvicorn.Config):
         settings: those of the app.
         metrics: those of the app.
         waiting: connections that wait for their clients, the longest first.
+        lingering: connections that were answered and are about to close, the first ones first.
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
@@ -58,6 +64,7 @@ class ServerConfig(uvicorn.Config):
         self.settings = settings
         self.metrics: Metrics = app.state.service.metrics
         self.waiting: OrderedDict[Connection, None] = OrderedDict()
+        self.lingering: OrderedDict[Connection, None] = OrderedDict()
 
 
 class _Way:
@@ -66,8 +73,8 @@ class _Way:
     Each on its own they would take two system calls, which is a seventh of a small request's time.
     """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle, self._transport = cycle, cycle.transport
+    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], None]) -> None:
+        self._cycle, self._transport, self._close = cycle, cycle.transport, close
         self._head: bytes | None = None
 
     def write(self, data: bytes) -> None:
@@ -90,7 +97,7 @@ class _Way:
     def close(self) -> None:
         """Called by uvicorn."""
         self.flush()
-        self._transport.close()
+        self._close()
 
 
 class Connection(HttpToolsProtocol):
@@ -101,6 +108,10 @@ class Connection(HttpToolsProtocol):
     room, so slow clients cannot lock others out. From their first byte on, headers have
     `header_timeout_s`; before it, uvicorn's time for idle connections holds, and the first ones of
     a connection have `header_timeout_s` from its start. Bodies are timed around the app.
+
+    It *lingers* where it closes before its client has sent all: what it still sends is read and
+    dropped for a while. Bytes that come to a closed connection reset it, and the client loses the
+    answer that says why (RFC 9112, section 9.6).
     """
 
     def __init__(
@@ -112,7 +123,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._settings, self._metrics = config.settings, config.metrics
-        self._waiting = config.waiting
+        self._waiting, self._lingering = config.waiting, config.lingering
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._in_headers = True
@@ -126,7 +137,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Make room if need be, then wait for headers."""
         most = self._settings.max_connections
-        full = len(self.connections) >= most
+        full = len(self.connections) - len(self._lingering) >= most
         super().connection_made(transport)
         if full and not self._waiting:
             self._refuse(TooManyConnections(f"{most} connections are busy: try again later"))
@@ -140,23 +151,22 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._waiting.pop(self, None)
+        self._lingering.pop(self, None)
         self._stop_timer()
         self._stop_send_timer()
-        if self._running and not self._running.response_complete:
-            # uvicorn tells only the last request, which behind it may not have begun.
-            self._running.disconnected = True
-            self._running.message_event.set()
-            self._presence.leave()
+        self._give_up()
         super().connection_lost(exc)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running, self._presence = cycle, Presence()
         self._presence.attach(cycle.scope)  # type: ignore[arg-type]
-        self._way = cycle.transport = _Way(cycle)  # type: ignore[assignment]
+        self._way = cycle.transport = _Way(cycle, self._close)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and see that headers do not grow or take for ever."""
+        if self in self._lingering:
+            return
         self._overhead_bytes += len(data)
         super().data_received(data)
         if self.transport.is_closing():
@@ -199,7 +209,7 @@ class Connection(HttpToolsProtocol):
         """Wait for the next request, if none came already."""
         self._way.flush()
         super().on_response_complete()
-        if self._idle and not self.transport.is_closing():
+        if self._idle and not self.transport.is_closing() and self not in self._lingering:
             self._waiting[self] = None
 
     def pause_writing(self) -> None:
@@ -233,6 +243,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _give_up(self) -> None:
+        """End a request that is not answered yet."""
+        if self._running and not self._running.response_complete:
+            # uvicorn tells only the last request, which behind it may not have begun.
+            self._running.disconnected = True
+            self._running.message_event.set()
+            self._presence.leave()
+
     def _too_large(self) -> HeadersTooLarge:
         limit = self._settings.max_header_bytes
         return HeadersTooLarge(f"the headers have more bytes, the limit is {limit}: send less")
@@ -242,16 +260,36 @@ class Connection(HttpToolsProtocol):
         response = error_response(error, self.url.decode("latin-1"))
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
-        self._stop_timer()
-        self._waiting.pop(self, None)
         self.transport.write(
             b"%s%sconnection: close\r\n\r\n%s" % (status, head, bytes(response.body))
         )
-        self.transport.close()
+        self._linger()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None
         details = {"code": error.code, "status": error.status, "client": client}
         logger.info("connection refused", extra=details)
+
+    def _close(self) -> None:
+        """Close after an answer."""
+        if self._presence.whole or self.transport.is_closing():
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Send no more; close when the client does, or after a while."""
+        if self.transport.is_closing():
+            return
+        self._give_up()
+        self._stop_timer()
+        self._waiting.pop(self, None)
+        if len(self._lingering) >= _MOST_LINGERING:
+            first, _ = self._lingering.popitem(last=False)
+            first.transport.close()
+        self._lingering[self] = None
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
 
     def _start_timer(self) -> None:
         self._timer = self.loop.call_later(self._settings.header_timeout_s, self._headers_late)

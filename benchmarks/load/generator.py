@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import select
 import selectors
+import signal
 import socket
 import time
 from array import array
@@ -63,8 +64,13 @@ def driving(plan: Plan) -> Iterator[Future[Outcome]]:
     """Run a plan in a process of its own, beside what is done in the context."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        pool.submit(_ready).result()
-        yield pool.submit(run, plan)
+        generator = pool.submit(_ready).result()
+        try:
+            yield pool.submit(run, plan)
+        except BaseException:
+            # The pool would wait for the end of the plan.
+            os.kill(generator, signal.SIGKILL)
+            raise
 
 
 def drive(plan: Plan) -> Outcome:
@@ -73,12 +79,13 @@ def drive(plan: Plan) -> Outcome:
         return outcome.result()
 
 
-def _ready() -> None:
-    """All is imported. Goes before others if it may, or it would time its own waiting."""
+def _ready() -> int:
+    """All is imported; the process id. Goes before others if it may, or it times its own waiting."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     # Nothing here needs it, and the longer a run, the longer it would stop all.
     gc.disable()
+    return os.getpid()
 
 
 def run(plan: Plan) -> Outcome:

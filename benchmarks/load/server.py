@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection, HTTPException
@@ -100,7 +101,7 @@ def running(
         variables: of its environment, besides ours.
         prepare: called in the new process before the command.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -143,6 +144,19 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind((Server.host, 0))
         return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C would, so that no server is left behind."""
+    if threading.current_thread() is not threading.main_thread():  # only it may say so
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

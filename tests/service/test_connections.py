@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import httpx
 import pytest
 
+from service import connections
 from service.app import create_app
 from service.settings import Settings
 from tests.service.sockets import connect, drip, error_of, read_all
@@ -121,6 +122,44 @@ def test_slow_body_is_cut_in_time_while_good_requests_are_answered(
     assert error_of(answer) == (408, "body_too_slow")
     assert max(times) < SLACK_S
     assert 'rnp_rejected_total{reason="body_too_slow"} 1.0' in server.get("/metrics").text
+
+
+LARGE_HEADERS = b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"x" * 5000
+NO_CHUNK = b"POST /classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nx\r\n"
+
+
+@pytest.mark.parametrize("request_, status", [(LARGE_HEADERS, 431), (NO_CHUNK, 400)])
+def test_refused_client_may_go_on_sending_for_a_while(
+    server: httpx.Client, request_: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_LINGER_S", 0.5)
+    with connect(server) as eager:
+        eager.sendall(request_)
+        for _ in range(5):
+            time.sleep(0.05)
+            eager.sendall(bytes(100_000))
+        assert error_of(read_all(eager))[0] == status
+        wait_until(lambda: is_dead(eager), 1 + SLACK_S)
+
+
+def test_few_connections_linger_and_they_take_no_places(
+    server: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_MOST_LINGERING", 2)
+    with ExitStack() as stack:
+        refused = []
+        for _ in range(2 * MOST):
+            refused.append(stack.enter_context(connect(server)))
+            refused[-1].sendall(LARGE_HEADERS)
+            assert error_of(read_all(refused[-1]))[0] == 431
+        wait_until(lambda: all([is_dead(one) for one in refused[:-2]]), 2)
+        assert not any([is_dead(one) for one in refused[-2:]])
+        time.sleep(0.1)
+        assert not any([is_dead(one) for one in refused[-2:]])
+        open_ = [stack.enter_context(connect(server)) for _ in range(MOST)]
+        for one in open_:
+            one.sendall(GET)
+        assert all(one.recv(100).startswith(b"HTTP/1.1 200") for one in open_)
 
 
 def test_silent_body_is_cut_in_time(server: httpx.Client) -> None:

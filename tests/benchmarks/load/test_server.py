@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -7,11 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.server import ServerError, free_port, running
+from benchmarks.load.server import ROOT, ServerError, free_port, running
 
 CHILD = (
     "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
 )
+BENCHMARK = """
+import multiprocessing, sys
+import numpy as np
+from benchmarks.load.generator import Plan, driving
+from benchmarks.load.messages import read_index
+from benchmarks.load.server import free_port, running
+plan = Plan("127.0.0.1", free_port(), [b""], read_index, times=np.array([60.0]))
+if __name__ == "__main__":
+    with running([sys.executable, "-c", {!r}], plan.port, {{}}) as server, driving(plan) as load:
+        (generator,) = multiprocessing.active_children()
+        print(server.process.pid, generator.pid, flush=True)
+        load.result()
+"""
 SLEEP = "import time; x = bytearray(50_000_000); time.sleep(60)"
 
 
@@ -46,3 +62,20 @@ def test_children_count_and_end_with_the_server() -> None:
         pids = server.pids()
     assert len(pids) == 2
     assert comes_true(lambda: not any(lives(pid) for pid in pids))
+
+
+def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = tmp_path / "benchmark.py"
+    script.write_text(BENCHMARK.format(SLEEP))
+    with subprocess.Popen(
+        [sys.executable, script],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": "."},
+        stdout=subprocess.PIPE,
+    ) as benchmark:
+        assert benchmark.stdout
+        server, generator = map(int, benchmark.stdout.readline().split())
+        assert lives(server) and lives(generator)
+        benchmark.terminate()
+        assert benchmark.wait(10) == 128 + signal.SIGTERM
+    assert comes_true(lambda: not lives(server) and not lives(generator))
