@@ -80,7 +80,7 @@ def drive(plan: Plan) -> Outcome:
 
 
 def _ready() -> int:
-    """All is imported; the process id. Goes before others if it may, or it times its own waiting."""
+    """All is imported; the process id. Goes before others if it may, or it times its waiting."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     # Nothing here needs it, and the longer a run, the longer it would stop all.

@@ -128,7 +128,7 @@ LARGE_HEADERS = b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"x" * 5000
 NO_CHUNK = b"POST /classify HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nx\r\n"
 
 
-@pytest.mark.parametrize("request_, status", [(LARGE_HEADERS, 431), (NO_CHUNK, 400)])
+@pytest.mark.parametrize(("request_", "status"), [(LARGE_HEADERS, 431), (NO_CHUNK, 400)])
 def test_refused_client_may_go_on_sending_for_a_while(
     server: httpx.Client, request_: bytes, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,10 +152,10 @@ def test_few_connections_linger_and_they_take_no_places(
             refused.append(stack.enter_context(connect(server)))
             refused[-1].sendall(LARGE_HEADERS)
             assert error_of(read_all(refused[-1]))[0] == 431
-        wait_until(lambda: all([is_dead(one) for one in refused[:-2]]), 2)
-        assert not any([is_dead(one) for one in refused[-2:]])
+        wait_until(lambda: all(is_dead(one) for one in refused[:-2]), 2)
+        assert not any(is_dead(one) for one in refused[-2:])
         time.sleep(0.1)
-        assert not any([is_dead(one) for one in refused[-2:]])
+        assert not any(is_dead(one) for one in refused[-2:])
         open_ = [stack.enter_context(connect(server)) for _ in range(MOST)]
         for one in open_:
             one.sendall(GET)

@@ -75,7 +75,8 @@ def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None
     ) as benchmark:
         assert benchmark.stdout
         server, generator = map(int, benchmark.stdout.readline().split())
-        assert lives(server) and lives(generator)
+        assert lives(server)
+        assert lives(generator)
         benchmark.terminate()
         assert benchmark.wait(10) == 128 + signal.SIGTERM
     assert comes_true(lambda: not lives(server) and not lives(generator))
