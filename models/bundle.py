@@ -1,8 +1,8 @@
 """A bundle: a directory with everything needed to serve, verified before use. No torch, no pickle.
 
 <name>/bundle.json         the card: what it is, how it was made, what every budget costs
-<name>/model.safetensors   folded weights (`weight` float16, `scale` and `shift` per input
-                           width float32), head and agent
+<name>/model.safetensors   folded weights (`weight`, `scale` and `shift` per input width), head and
+                           agent, in as few bits as `models.storage` says
 <name>/curve.png           accuracy against compute
 """
 
@@ -36,14 +36,13 @@ from models.config import (
     to_dict,
 )
 from models.preprocess import Preprocessing
+from models.storage import Tensors, unpack
 
 FORMAT = 3
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
 
 # Penalties below it, on either side of zero, count as small.
 _LINEAR_PENALTY = 0.003
-
-Tensors = dict[str, npt.NDArray[Any]]
 
 
 class BundleError(ValueError):
@@ -206,7 +205,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory. `digest` is the SHA-256 of card and files together."""
+    """A verified bundle in memory, unpacked. `digest` is the SHA-256 of card and files together."""
 
     card: Card
     tensors: Tensors
@@ -214,8 +213,11 @@ class Bundle:
     digest: str
 
 
-def write_bundle(path: Path, card: Card, tensors: Tensors, curve_png: bytes | None = None) -> Card:
+def write_bundle(path: Path, card: Card, packed: Tensors, curve_png: bytes | None = None) -> Card:
     """Write a bundle whole or not at all, and return its card with the files' hashes.
+
+    Args:
+        packed: as the file is to hold them, see `models.storage`.
 
     Raises:
         FileExistsError: `path` exists.
@@ -225,7 +227,7 @@ def write_bundle(path: Path, card: Card, tensors: Tensors, curve_png: bytes | No
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        files = {WEIGHTS: save_tensors(tensors)}
+        files = {WEIGHTS: save_tensors(packed)}
         if curve_png is not None:
             files[CURVE] = curve_png
         for name, content in files.items():
@@ -260,7 +262,10 @@ def read_bundle(path: Path) -> Bundle:
     if WEIGHTS not in card.files:
         raise BundleError(f"bundle {path}: {CARD} lists no {WEIGHTS}")
     contents = {name: _verified(path, name, digest) for name, digest in card.files.items()}
-    tensors = load_tensors(contents[WEIGHTS])
+    try:
+        tensors = unpack(load_tensors(contents[WEIGHTS]))
+    except ValueError as error:
+        raise BundleError(f"bundle {path}: {error}") from error
     _check_shapes(path, card, tensors)
     return Bundle(card, tensors, path, _sha256(card_text))
 

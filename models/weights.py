@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.bundle import Tensors
 from models.config import AgentConfig, BackboneConfig
 from models.layers import EPS, FoldedConv, WidthConv
 from models.network import Network
+from models.storage import Tensors
 
 
-def export(network: Network, *, half: bool = True) -> Tensors:
-    """Name and value of every tensor of a bundle; `models.bundle.tensor_shapes` gives the shapes.
+def export(network: Network) -> Tensors:
+    """Every tensor of a bundle by name, float32; `models.bundle.tensor_shapes` gives the shapes.
 
     Args:
         network: not folded.
-        half: round the weights of convolutions and linear layers at the end to float16. The
-            agent's and the normalisation's are few, and widths hang on them: they stay float32.
     """
     tensors: dict[str, Tensor] = {}
     for name, conv in convs(network):
@@ -32,7 +28,9 @@ def export(network: Network, *, half: bool = True) -> Tensors:
         tensors[f"{name}.scale"], tensors[f"{name}.shift"] = scale, shift
     tensors.update({f"head.{k}": v for k, v in network.head.state_dict().items()})
     tensors.update({f"agent.{k}": v for k, v in network.agent.state_dict().items()})
-    return {name: _array(name, value, half) for name, value in tensors.items()}
+    return {
+        name: value.detach().cpu().float().contiguous().numpy() for name, value in tensors.items()
+    }
 
 
 def load(backbone: BackboneConfig, agent: AgentConfig, tensors: Tensors) -> Network:
@@ -69,7 +67,7 @@ def trainable(backbone: BackboneConfig, tensors: Tensors) -> Network:
 
 def folded(network: Network) -> Network:
     """A copy for inference, nothing rounded."""
-    return load(network.backbone, network.agent.config, export(network, half=False))
+    return load(network.backbone, network.agent.config, export(network))
 
 
 def convs(network: Network) -> Iterator[tuple[str, nn.Module]]:
@@ -82,9 +80,3 @@ def convs(network: Network) -> Iterator[tuple[str, nn.Module]]:
 
 def _under(prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): v for name, v in values.items() if name.startswith(prefix)}
-
-
-def _array(name: str, value: Tensor, half: bool) -> npt.NDArray[Any]:
-    array = value.detach().cpu().float().contiguous().numpy()
-    rounded = half and name.endswith(".weight") and not name.startswith("agent.")
-    return array.astype(np.float16) if rounded else array

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.config import Sees
+from models.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Export:
+    """What is written.
+
+    Attributes:
+        weights: how the bundle's file holds them, see `models.storage`; "int8" makes it half as
+            large.
+    """
+
+    weights: Storage = "float16"
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run.
 
@@ -192,6 +205,7 @@ class Config:
     agent: Agent = field(default_factory=Agent)
     calibration: Calibration = field(default_factory=Calibration)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    export: Export = field(default_factory=Export)
     seed: int = 0
     out: str = ""
     work: str = ""

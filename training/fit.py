@@ -12,6 +12,7 @@ from models.agent import new_agent
 from models.bundle import Bundle, CalibrationPoint, Card, write_bundle
 from models.config import AgentConfig
 from models.network import Network
+from models.storage import Tensors, pack, unpack
 from models.weights import export
 from training import finetune, layerwise, paths, pathwise, settings, supernet
 from training.calibration import calibrate
@@ -32,9 +33,10 @@ def fit(config: Config, *, resume: bool) -> None:
     run = Run.open(config, resume=resume)
     network = begin(run)
     _train(run, network)
-    bundle = _bundle(run, network)
+    packed = pack(export(network), config.export.weights)
+    bundle = _bundle(run, network, unpack(packed))
     bundle = _evaluated(run, bundle)
-    _write(bundle)
+    _write(bundle, packed)
     print(f"bundle written to {config.out}")
 
 
@@ -68,9 +70,9 @@ def _give_agent(run: Run, network: Network, config: AgentConfig) -> None:
     network.agent = new_agent(run.backbone, config).to(run.device)
 
 
-def _bundle(run: Run, network: Network) -> Bundle:
+def _bundle(run: Run, network: Network, tensors: Tensors) -> Bundle:
     """The bundle in memory, calibrated on the weights as they are served."""
-    config, tensors = run.config, export(network)
+    config = run.config
     card = Card(
         name=Path(config.out).name,
         labels=run.train.names,
@@ -118,10 +120,10 @@ def _evaluated(run: Run, bundle: Bundle) -> Bundle:
     return replace(bundle, card=replace(card, test=points))
 
 
-def _write(bundle: Bundle) -> None:
+def _write(bundle: Bundle, packed: Tensors) -> None:
     curve = picture(bundle.card, bundle.card.test)
     try:
-        write_bundle(bundle.path, bundle.card, bundle.tensors, curve)
+        write_bundle(bundle.path, bundle.card, packed, curve)
     except OSError as error:
         raise CheckpointError(f"bundle {bundle.path} cannot be written: {error}") from error
 
@@ -142,6 +144,7 @@ def _told(run: Run) -> dict[str, object]:
             "agent",
             "calibration",
             "evaluation",
+            "export",
         )
     }
 

@@ -25,6 +25,7 @@ from models.bundle import (
 from models.bundle import TestPoint as BudgetPoint  # Or pytest takes it for a test.
 from models.config import AgentConfig
 from models.preprocess import Preprocessing
+from models.storage import pack, unpack
 from tests.models.support import agent_config, make_backbone, tiny_backbone
 
 FORMS = ["paths", "priced", "paper"]
@@ -93,6 +94,26 @@ def test_read_bundle_gives_back_what_was_written(tmp_path, name, form):
     for name, value in tensors.items():
         assert bundle.tensors[name].dtype == value.dtype
         assert (bundle.tensors[name] == value).all()
+
+
+def test_read_bundle_unpacks_what_was_packed(tmp_path):
+    card = make_card()
+    packed = pack(make_tensors(card), "int8")
+    write_bundle(tmp_path / "tiny", card, packed)
+    tensors = read_bundle(tmp_path / "tiny").tensors
+    assert {name: value.shape for name, value in tensors.items()} == tensor_shapes(
+        card.backbone, card.agent
+    )
+    for name, value in unpack(packed).items():
+        assert (tensors[name] == value).all()
+
+
+def test_read_bundle_refuses_bytes_without_steps(tmp_path):
+    packed = pack(make_tensors(make_card()), "int8")
+    del packed["conv.1.step"]
+    write_bundle(tmp_path / "tiny", make_card(), packed)
+    with pytest.raises(BundleError, match=r"tiny: tensor conv\.1\.weight is of bytes, without"):
+        read_bundle(tmp_path / "tiny")
 
 
 def test_write_bundle_states_hashes_and_macs_for_readers(bundle):

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from models.bundle import tensor_shapes
+from models.storage import pack, unpack
 from models.weights import export, folded, load
 from tests.models.support import (
     ALL,
@@ -36,7 +36,7 @@ def test_export_gives_the_tensors_of_a_bundle(name, form):
 @pytest.mark.parametrize("name", ALL)
 def test_load_of_an_export_answers_and_chooses_alike(name, form):
     network = make_network(name, form)
-    again = load(network.backbone, network.agent.config, export(network, half=False))
+    again = load(network.backbone, network.agent.config, export(network))
     images, penalty = random_images(network.backbone, 6), torch.full((6,), 0.1)
     cap = torch.full((6,), 2.0).double()
     expected, trace = network.by_policy(images, penalty, cap)
@@ -45,23 +45,11 @@ def test_load_of_an_export_answers_and_chooses_alike(name, form):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_export_in_half_rounds_convolutions_and_linear_layers_only(form):
-    network = make_network("tiny", form)
-    whole, half = export(network, half=False), export(network)
-    rounded = {name for name, value in half.items() if value.dtype == np.float16}
-    kinds = {name.split(".")[0] for name in rounded}
-    assert kinds == {"conv", "projection", "head"}
-    assert all(name.endswith(".weight") for name in rounded)
-    assert {value.dtype for value in whole.values()} == {np.dtype(np.float32)}
-    for name, value in half.items():
-        expected = whole[name].astype(np.float16) if name in rounded else whole[name]
-        assert (value == expected).all()
-
-
-def test_load_of_a_half_export_computes_in_float32():
+@pytest.mark.parametrize("storage", ["float16", "int8"])
+def test_load_of_what_was_stored_small_computes_in_float32(storage):
     network = random_network(tiny_backbone())
-    again = load(network.backbone, network.agent.config, export(network))
+    stored = unpack(pack(export(network), storage))
+    again = load(network.backbone, network.agent.config, stored)
     assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
     images, path = random_images(network.backbone, 4), random_paths(network.backbone, 3)[2].tolist()
     torch.testing.assert_close(again(images, path), network(images, path), rtol=1e-2, atol=1e-2)

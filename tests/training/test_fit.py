@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from models.bundle import read_bundle
 from models.preprocess import preprocess
@@ -77,11 +78,23 @@ def test_fit_test_points_are_what_both_engines_do_to_the_files(fitted, pictures)
         assert same > 0.98
 
 
+def test_fit_measures_the_weights_as_they_are_stored(pictures, tmp_path):
+    assert main(fit_flags(pictures, tmp_path, "export.weights=int8")) == 0
+    stored = load_file(tmp_path / "bundle" / WEIGHTS)
+    assert stored["conv.0.weight"].dtype == np.int8
+    assert read_bundle(tmp_path / "bundle").card.training["export"] == {"weights": "int8"}
+    assert_calibrated(tmp_path, pictures)
+
+
 def test_fit_calibrates_on_held_out_training_images(fitted, pictures):
-    bundle = read_bundle(fitted / "bundle")
+    assert_calibrated(fitted, pictures)
+
+
+def assert_calibrated(folder, pictures):
+    bundle = read_bundle(folder / "bundle")
     card = bundle.card
     _, held_out = load_train(
-        str(pictures), card.preprocessing, held_out=0, seed=card.seed, cache=fitted / "cache"
+        str(pictures), card.preprocessing, held_out=0, seed=card.seed, cache=folder / "cache"
     )
     for point in card.calibration:
         outcome = by_policy(network_of(bundle), held_out, card.preprocessing, point.penalty)
