@@ -3,7 +3,7 @@
 float16   each weight of a convolution or linear layer, rounded
 int8      a byte for each weight of a convolution, and for each of its output channels, as
           `<layer>.step` (float32), what a byte counts: weight = byte · step; the largest weight of
-          a channel is 127 steps. Linear layers as above, the last of which no normalisation follows.
+          a channel is 127 steps. Linear layers, which no normalisation follows, as above.
 
 The agent's and the normalisation's values are few, and widths hang on them: they stay float32.
 """

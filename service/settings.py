@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 import models
 
 PREFIX = "RNP_"
+# The bundles that come along; others of them than these take a second or more to load.
+SHIPPED = Path(models.__path__[0]) / "bundles"
+_FAST = ("cifar10-mcifarnet", "imagenette-resnet18")
 
 
 class SettingsError(ValueError):
@@ -28,13 +31,13 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    bundles: Path = Field(
-        default=Path(models.__path__[0]) / "bundles", description="directory of bundle directories"
-    )
-    load: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="directories to load at start, separated by commas; else all"
-    )
+    bundles: Path = Field(default=SHIPPED, description="directory of bundle directories")
     model: str | None = Field(default=None, description="default bundle; else the first by name")
+    load: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=lambda values: _at_start(values.get("bundles"), values.get("model")),
+        description="directories to load at start, separated by commas, empty for all; else all, "
+        "of those that come along the small ones and `model`",
+    )
     engine: Literal["auto", "onnx", "torch", "triton"] = "auto"
     workers: int = Field(
         default=1, ge=1, description="processes that share the port, each with engines and queues"
@@ -169,6 +172,12 @@ def _sentence(error: ValidationError) -> str:
         return str(first["ctx"]["error"])
     name = PREFIX + str(first["loc"][0]).upper()
     return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _at_start(bundles: Path | None, model: str | None) -> tuple[str, ...]:
+    if bundles != SHIPPED:
+        return ()
+    return tuple(sorted({*_FAST, model or _FAST[0]}))
 
 
 def _cpus() -> int:

@@ -135,7 +135,8 @@ def service(bundle: Path, port: int | None = None, **settings: object) -> Iterat
 
 def of_service(bundle: Path, port: int, settings: dict[str, object]) -> dict[str, str]:
     """The environment of our service; its log lines are those of any service of ours."""
-    chosen = {"port": port, "bundles": bundle.parent.resolve(), "model": bundle.name} | settings
+    chosen = {"port": port, "bundles": bundle.parent.resolve(), "load": bundle.name}
+    chosen = chosen | {"model": bundle.name} | settings
     return {f"RNP_{name.upper()}": str(value) for name, value in chosen.items()}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import models
+from service.settings import SHIPPED
 from tests.service.running import Load, accepts, log, run, running
 from tests.service.support import png, wait_until
 
@@ -113,17 +113,25 @@ def test_main_request_that_never_ends_is_cut_off_in_time(bundles: Path, tmp_path
 
 def test_main_killed_is_ready_again_within_three_seconds(tmp_path: Path) -> None:
     """Of its own time: on a machine that does other work, the clock says more."""
-    shipped = Path(models.__path__[0]) / "bundles"
-    with running(shipped, tmp_path) as (process, client):
+    with running(SHIPPED, tmp_path) as (process, client):
         load = Load(client)
         wait_until(lambda: load.statuses[200] > 20)
         process.kill()
         load.join()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with running(shipped, tmp_path) as (_, client):
+    with running(SHIPPED, tmp_path) as (_, client):
         assert client.post("/classify", content=png()).status_code == 200
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
+
+
+def test_main_a_large_shipped_bundle_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    large = "cifar10-vgg16"
+    with running(SHIPPED, tmp_path) as (_, client):
+        assert large not in [model["name"] for model in client.get("/models").json()["models"]]
+        assert client.put(f"/models/{large}").status_code == 200
+        answer = client.post("/classify", params={"model": large}, content=png()).json()
+        assert answer["model"] == large
 
 
 def test_main_misspelt_setting_is_one_sentence(bundles: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -24,6 +26,17 @@ def test_load_settings_names_are_separated_by_commas(
 ) -> None:
     monkeypatch.setenv("RNP_LOAD", value)
     assert load_settings().load == names
+
+
+def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = ("cifar10-mcifarnet", "imagenette-resnet18")
+    assert load_settings().load == small
+    monkeypatch.setenv("RNP_MODEL", "cifar10-vgg16")
+    assert set(load_settings().load) == {*small, "cifar10-vgg16"}
+    monkeypatch.setenv("RNP_BUNDLES", str(tmp_path))
+    assert load_settings().load == ()
 
 
 @pytest.mark.parametrize(
