@@ -137,6 +137,18 @@ class Batcher:
         """Images that hold a place: promised by `reserve`, or waiting for their batch."""
         return self._held
 
+    def refusal(self, places: int = 1) -> QueueFull | None:
+        """Why so many images would not be taken now, if they would not."""
+        held = self._held
+        if held + places <= self._max_queue:
+            return None
+        seconds = self._retry_after_s()
+        return QueueFull(
+            f"{held} images are waiting and {places} more would pass the limit of "
+            f"{self._max_queue}: try again in {seconds} s",
+            retry_after_s=seconds,
+        )
+
     def reserve(self, places: int, asked: Asked) -> Reservation:
         """Hold places for images that are yet to be decoded; all of them or none.
 
@@ -148,13 +160,8 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Draining("what was asked is going out of service: ask again")
-            if self._held + places > self._max_queue:
-                seconds = self._retry_after_s()
-                raise QueueFull(
-                    f"{self._held} images are waiting and {places} more would pass the limit of "
-                    f"{self._max_queue}: try again in {seconds} s",
-                    retry_after_s=seconds,
-                )
+            if full := self.refusal(places):
+                raise full
             if asked.due < math.inf:
                 waiting = [job.asked for job in self._jobs]
                 busy_s = max(self._busy_until - time.perf_counter(), 0)

@@ -15,6 +15,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from service.door import Door
 from service.errors import (
     BadHttp,
     HeadersTooLarge,
@@ -23,6 +24,7 @@ from service.errors import (
     TooManyConnections,
 )
 from service.metrics import Metrics
+from service.middleware import request_id
 from service.presence import Presence
 from service.routes.errors import error_response
 from service.settings import Settings, listed
@@ -40,6 +42,7 @@ class ServerConfig(uvicorn.Config):
     Attributes:
         settings: those of the app.
         metrics: those of the app.
+        door: refuses what the app would refuse for a full queue.
         waiting: connections that wait for their clients, the longest first.
         lingering: connections that were answered and are about to close, the first ones first.
     """
@@ -63,8 +66,27 @@ class ServerConfig(uvicorn.Config):
         )
         self.settings = settings
         self.metrics: Metrics = app.state.service.metrics
+        self.door = Door(app.state.service)
         self.waiting: OrderedDict[Connection, None] = OrderedDict()
         self.lingering: OrderedDict[Connection, None] = OrderedDict()
+
+
+class _TurnedAway:
+    """What uvicorn sees of a request that was refused at its head: it is over."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
+_TURNED_AWAY: Any = _TurnedAway()
+
+
+def _answer(error: ServiceError, target: bytes, header: bytes) -> bytes:
+    """A refusal as bytes, with one header more."""
+    response = error_response(error, target.decode("latin-1"))
+    head = b"".join(b"%s: %s\r\n" % each for each in response.raw_headers)
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
+    return b"%s%s%s\r\n\r\n%s" % (status, head, header, bytes(response.body))
 
 
 class _Way:
@@ -123,6 +145,7 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._settings, self._metrics = config.settings, config.metrics
+        self._door = config.door
         self._waiting, self._lingering = config.waiting, config.lingering
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -190,7 +213,10 @@ class Connection(HttpToolsProtocol):
             raise self._refusal
         self._in_headers, self._overhead_bytes = False, 0
         self._stop_timer()
-        super().on_headers_complete()
+        if self._idle and self._stays and (full := self._door.refusal(self._method, self.url)):
+            self._turn_away(full)
+        else:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of a body on."""
@@ -232,6 +258,24 @@ class Connection(HttpToolsProtocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def _stays(self) -> bool:
+        """Whether the connection goes on after this request."""
+        return bool(self.parser.should_keep_alive() and not self.parser.should_upgrade())
+
+    @property
+    def _method(self) -> bytes:
+        return bytes(self.parser.get_method())
+
+    def _turn_away(self, error: ServiceError) -> None:
+        """Refuse a request; what is still to come of it is dropped."""
+        self.cycle = _TURNED_AWAY
+        given = request_id(self.headers).encode()
+        self.transport.write(_answer(error, self.url, b"x-request-id: %s" % given))
+        self._door.count()
+        super().on_response_complete()
+        self._waiting[self] = None
+
     def _headers_late(self) -> None:
         self._timer = None
         if not self._idle:  # the next request can wait for the answer to this one
@@ -257,12 +301,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer, if only by this, and close."""
-        response = error_response(error, self.url.decode("latin-1"))
-        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
-        status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
-        self.transport.write(
-            b"%s%sconnection: close\r\n\r\n%s" % (status, head, bytes(response.body))
-        )
+        self.transport.write(_answer(error, self.url, b"connection: close"))
         self._linger()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None

@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -54,18 +54,18 @@ class Observer:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request_id = time.perf_counter(), _request_id(scope)
+        started, own_id = time.perf_counter(), request_id(scope["headers"])
         notes = Notes(trace_id=scope.get("state", {}).get("trace_id"))
-        REQUEST_ID.set(request_id)
+        REQUEST_ID.set(own_id)
         NOTES.set(notes)
-        scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        scope.setdefault("state", {}).update(request_id=own_id, started=started)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (_ID_NAME, request_id.encode())]
+                headers = [*message.get("headers", ()), (_ID_NAME, own_id.encode())]
                 if self._leaving():
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
@@ -79,7 +79,7 @@ class Observer:
                 raise
             notes.code = InternalError.code
             self._metrics.rejected.labels(InternalError.code).inc()
-            await _internal_error(request_id, scope["path"])(scope, receive, send_with_id)
+            await _internal_error(own_id, scope["path"])(scope, receive, send_with_id)
         finally:
             self._observe(scope, notes, status, time.perf_counter() - started)
 
@@ -118,6 +118,7 @@ def _internal_error(request_id: str, path: str) -> ASGIApp:
     return error_response(error, path)
 
 
-def _request_id(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == _ID_NAME), b"")
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a request came with, or a new one if it had none or no plain one."""
+    given = next((value for name, value in headers if name == _ID_NAME), b"")
     return given.decode() if _VALID_ID.fullmatch(given) else f"{_ids.getrandbits(128):032x}"
