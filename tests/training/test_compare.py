@@ -156,11 +156,18 @@ def _report(bundle="cifar10-mcifarnet", **changes):
     return {"ours": [ours], "rows": [row], "full": 0.92, "others": [], "static": [], **changes}
 
 
-@pytest.mark.parametrize(("bundle", "shown"), [("cifar10-mcifarnet", True), ("vgg16", False)])
+@pytest.mark.parametrize(
+    ("bundle", "shown"),
+    [("cifar10-mcifarnet", True), ("cifar10-vgg16", True), ("pets-vgg16", False)],
+)
 def test_picture_shows_published_points_of_their_own_network_only(bundle, shown, monkeypatch):
     before = picture(_report(bundle))
     monkeypatch.setattr(module, "PUBLISHED", {})
     assert (picture(_report(bundle)) != before) == shown
+
+
+def test_picture_shows_each_network_the_points_of_its_own():
+    assert picture(_report("cifar10-vgg16")) != picture(_report("cifar10-mcifarnet"))
 
 
 def test_picture_another_kind_that_reached_no_budget_is_left_out():
