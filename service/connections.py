@@ -213,7 +213,7 @@ class Connection(HttpToolsProtocol):
             raise self._refusal
         self._in_headers, self._overhead_bytes = False, 0
         self._stop_timer()
-        if self._idle and self._stays and (full := self._door.refusal(self._method, self.url)):
+        if full := self._refusal_at_door():
             self._turn_away(full)
         else:
             super().on_headers_complete()
@@ -258,14 +258,12 @@ class Connection(HttpToolsProtocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    @property
-    def _stays(self) -> bool:
-        """Whether the connection goes on after this request."""
-        return bool(self.parser.should_keep_alive() and not self.parser.should_upgrade())
-
-    @property
-    def _method(self) -> bytes:
-        return bytes(self.parser.get_method())
+    def _refusal_at_door(self) -> ServiceError | None:
+        """Why a request goes no further; one that waits or ends its connection is for the app."""
+        parser = self.parser
+        if not self._idle or not parser.should_keep_alive() or parser.should_upgrade():
+            return None
+        return self._door.refusal(parser.get_method(), self.url)
 
     def _turn_away(self, error: ServiceError) -> None:
         """Refuse a request; what is still to come of it is dropped."""

@@ -113,8 +113,8 @@ def _noted(notes: Notes) -> dict[str, Any]:
     return fields
 
 
-def _internal_error(request_id: str, path: str) -> ASGIApp:
-    error = InternalError(f"something broke here: report request {request_id} to the operator")
+def _internal_error(own_id: str, path: str) -> ASGIApp:
+    error = InternalError(f"something broke here: report request {own_id} to the operator")
     return error_response(error, path)
 
 

@@ -37,13 +37,13 @@ CERTAIN = 1.96
 # bundle's name; not run here.
 PUBLISHED: dict[str, dict[str, list[tuple[float, float]]]] = {
     "mcifarnet": {
-        "paper, by others": [(1.0, 0.9207), (1 / 3.56, 0.8493)],
-        "FBS": [(1.0, 0.9137), (1 / 3.93, 0.8988)],
-        "continuous actions": [(1 / 3.92, 0.9133)],
+        "(174 MMACs): paper, by others": [(1.0, 0.9207), (1 / 3.56, 0.8493)],
+        "(174 MMACs): FBS": [(1.0, 0.9137), (1 / 3.93, 0.8988)],
+        "(174 MMACs): continuous actions": [(1 / 3.92, 0.9133)],
     },
     "cifar10-vgg16": {
-        "static, the best": [(1.0, 0.9396), (0.23, 0.9383), (0.19, 0.9286), (0.12, 0.9168)],
-        "FTWT": [(0.26, 0.9265)],
+        "(313 MMACs): static": [(1.0, 0.9396), (0.23, 0.9383), (0.19, 0.9286), (0.12, 0.9168)],
+        "(313 MMACs): FTWT": [(0.26, 0.9265)],
     },
 }
 
@@ -233,7 +233,7 @@ def picture(report: dict[str, Any]) -> bytes:
     own = [of for network, of in PUBLISHED.items() if network in report["ours"][0]["bundle"]]
     for number, (name, points) in enumerate(entry for of in own for entry in of.items()):
         xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
-        label = f"published: {name}"
+        label = f"published {name}"
         axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
     # Random paths may be far below all others, which would then be drawn on top of each other.
     drawn = [v for row in report["rows"] for k, v in row["accuracy"].items() if k != "random"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +23,9 @@ from training.data import Images, load_test, load_train
 from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import Outcome, Policy, along, by_policy
+
+# What a point's name takes of the picture's width, in percent of the MACs.
+_NAME_WIDTH = 14.0
 
 
 def network_of(bundle: Bundle) -> Network:
@@ -144,7 +148,11 @@ def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
     fractions = [100 * point.fraction for point in points]
     accuracies = [100 * point.accuracy for point in points]
     axes.plot(fractions, accuracies, "o-", color="#1f6feb", label="test images")
-    for point, x, y in zip(points, fractions, accuracies, strict=True):
+    named_at = math.inf
+    for point, x, y in reversed(list(zip(points, fractions, accuracies, strict=True))):
+        if named_at - x < _NAME_WIDTH:  # names would lie on each other
+            continue
+        named_at = x
         axes.annotate(
             f"budget {point.budget:g}\n{y:.1f} %", (x, y), (6, -22), textcoords="offset points",
             fontsize=8,

@@ -135,9 +135,13 @@ def service(bundle: Path, port: int | None = None, **settings: object) -> Iterat
 
 def of_service(bundle: Path, port: int, settings: dict[str, object]) -> dict[str, str]:
     """The environment of our service; its log lines are those of any service of ours."""
-    chosen = {"port": port, "bundles": bundle.parent.resolve(), "load": bundle.name}
-    chosen = chosen | {"model": bundle.name} | settings
-    return {f"RNP_{name.upper()}": str(value) for name, value in chosen.items()}
+    own = {
+        "port": port,
+        "bundles": bundle.parent.resolve(),
+        "load": bundle.name,
+        "model": bundle.name,
+    }
+    return {f"RNP_{name.upper()}": str(value) for name, value in (own | settings).items()}
 
 
 def free_port() -> int:

@@ -70,13 +70,13 @@ def test_full_queue_refuses_at_the_head_and_the_connection_goes_on(full: httpx.C
     with connect(full) as caller:
         for size in (10, 200_000):
             # Told before the body is there, which is dropped when it comes.
-            request, body = post("/classify?budget=0.4", bytes(size), "x-request-id: mine"), size
-            caller.sendall(request[:-body])
+            request = post("/classify?budget=0.4", bytes(size), "x-request-id: mine")
+            caller.sendall(request[:-size])
             status, headers, told = answer_of(caller)
             assert (status, told["code"]) == (429, "queue_full")
             assert told["error"].startswith("4 images are waiting and 1 more would pass the limit")
             assert (headers["retry-after"], headers["x-request-id"]) == ("1", "mine")
-            caller.sendall(request[-body:])
+            caller.sendall(request[-size:])
         caller.sendall(GET)
         assert read_all(caller).startswith(b"HTTP/1.1 200 OK")
 
