@@ -1,6 +1,6 @@
 """The stage of an agent that runs whole paths until what it has seen will do.
 
-An episode is an image. The state is what the path just run answers and holds, the action to stop
+An episode is an image. The state is what the agent sees of the path just run, the action to stop
 there or to run one of the later paths, the reward 1 if that puts a wrong answer right, -1 if the
 reverse, minus the penalty times its price. The backbone is frozen and the paths are few, so every
 action's outcome is recorded for every image, and nothing needs to be explored. What an action is
