@@ -28,7 +28,8 @@ class PathAgent(nn.Module):
     """Runs an image along paths of rising MACs until what it has seen will do.
 
     After a path it stops there or goes on to a later one. A decision has a network of its own,
-    because paths differ in how many maps they hold.
+    because paths differ in how many maps they hold. What it decides by is the answer so far, which
+    may hold those of the looks before (`AgentConfig.views`).
     """
 
     paths: Tensor
@@ -56,7 +57,8 @@ class PathAgent(nn.Module):
         If it sees the maps as well: all shares before the sorted ones, and the means at the end.
 
         Args:
-            logits: (N, classes) of a path. pooled: (N, C), its last map's mean per channel.
+            logits: (N, classes), the answer after a path.
+            pooled: (N, C), the path's last map's mean per channel.
         """
         logs = logits.log_softmax(dim=1).clamp(min=LOOK_LEAST_LOG)
         top = logs.topk(min(LOOK_TOP[self.config.sees], logs.shape[1]), dim=1).values
@@ -66,15 +68,15 @@ class PathAgent(nn.Module):
         return torch.cat([logs.exp(), logs, pooled], dim=1)
 
     def forward(self, look: int, seen: Tensor, penalty: Tensor) -> Tensor:
-        """What each path after `look` is expected to gain over stopping there: (N, M - 1 - look).
+        """What each path after `look` is expected to gain over stopping there: (…, M - 1 - look).
 
         What is gained by going on from that path is included, and what that costs.
 
         Args:
             look: number of the path that was run.
-            seen: (N, F) of it. penalty: (N,) price of the full network's compute.
+            seen: (…, F) of it. penalty: (…) price of the full network's compute.
         """
-        hidden = torch.cat([seen, squashed(penalty)[:, None]], dim=1)
+        hidden = torch.cat([seen, squashed(penalty)[..., None]], dim=-1)
         *layers, last = self.layers(look)
         for layer in layers:
             hidden = torch.relu(layer(hidden))
@@ -88,8 +90,8 @@ class PathAgent(nn.Module):
         return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
     def values(self, look: int, gain: Tensor, penalty: Tensor) -> Tensor:
-        """Values (N, M - look) of stopping and of each later path, of gains and penalties (N,)."""
-        return F.pad(gain - penalty[:, None] * self.price[look + 1 :], (1, 0))
+        """Values (…, M - look) of stopping and of each later path, of gains and penalties (…)."""
+        return F.pad(gain - penalty[..., None] * self.price[look + 1 :], (1, 0))
 
     def choose(self, look: int, gain: Tensor, penalty: Tensor, left: Tensor) -> Tensor:
         """Number (N,) of the path to run after `look`, or `look` itself to stop.

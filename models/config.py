@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Shortcut = Literal["identity", "pad", "project"]
 Sees = Literal["answer", "maps"]
+Views = Literal["image", "both"]
 
 # The penalty p enters the agent as p / (p + midpoint), in [0, 1), so that any price can be asked.
 PENALTY_MIDPOINT = 0.2
@@ -19,6 +20,8 @@ PENALTY_MIDPOINT = 0.2
 LOOK_TOP: dict[Sees, int] = {"answer": 2, "maps": 5}
 # Below this the logarithm of a probability says no more.
 LOOK_LEAST_LOG = -10.0
+# Where looks are at the image and at its mirror image, what the answer before counts in the next.
+BLEND = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ class AgentConfig:
         sees: of the form "paths", what of a path it decides by: "answer", the two largest
             probabilities, or "maps", the largest sorted, every class's, and the last map's means.
             Cards that do not say, as older ones, have "maps".
+        views: of the form "paths", what they look at: "image", or "both", the image and its mirror
+            image. Then every second path, counted from the whole network, is run on the mirror
+            image, and an answer is the path's logits, blended with the answer before, if there is
+            one: two views of an image err less alike than two widths do. Cards that do not say,
+            as older ones, have "image".
         encoding: of the other forms, features into which each layer's pooled input is encoded.
         hidden: features of the hidden layers, or of the recurrent cell.
     """
@@ -192,6 +200,7 @@ class AgentConfig:
     paths: tuple[tuple[int, ...], ...] = ()
     looks: int = 0
     sees: Sees = "maps"
+    views: Views = "image"
 
     def __post_init__(self) -> None:
         if self.form not in ("paths", "priced", "paper"):
@@ -204,6 +213,18 @@ class AgentConfig:
             raise ValueError(f"agent with {self.looks} looks")
         if self.sees not in ("answer", "maps"):
             raise ValueError(f"agent sees {self.sees!r}: choose 'answer' or 'maps'")
+        if self.views not in ("image", "both"):
+            raise ValueError(f"agent views {self.views!r}: choose 'image' or 'both'")
+
+    @property
+    def blend(self) -> float:
+        """What the answer before counts in the answer of a later look."""
+        return BLEND if self.views == "both" else 0.0
+
+    def mirrored(self, number: int) -> bool:
+        """Whether a path is run on the mirror image."""
+        last = len(self.paths) - 1
+        return self.views == "both" and 0 < number < last and (last - number) % 2 == 1
 
     @property
     def deciding(self) -> int:

@@ -21,7 +21,8 @@ from models.config import AgentConfig, BackboneConfig
 from models.layers import WidthConv
 
 Chooser = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-# Of the number of a path and of rows of images: logits, and what a `PathAgent` sees.
+# Of the number of a path and of rows of images: what the path answers by itself, logits
+# (N, classes), and the mean (N, C) of its last maps.
 Looker = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -32,11 +33,13 @@ class Trace:
     Attributes:
         widths: (N, L) int64, of the path that gave the answer.
         macs: (N,) int64, all that was computed, the agent included.
+        routes: (N, M) bool, along which of a `PathAgent`'s paths each was run; else absent.
         seen: for each decision on the way, the (N, C) mean of the layer's input channels.
     """
 
     widths: Tensor
     macs: Tensor
+    routes: Tensor | None = None
     seen: list[Tensor] = field(default_factory=list)
 
 
@@ -89,8 +92,7 @@ class Network(nn.Module):
         Returns: logits (N, classes) and the trace.
         """
         if isinstance(self.agent, PathAgent):
-            paths = self.agent.paths.tolist()
-            return self.by_looks(lambda n, rows: self.look(images[rows], paths[n]), penalty, cap)
+            return self.by_looks(lambda n, rows: self.look(images[rows], n), penalty, cap)
         return self.run(images, Greedy(self.agent, self.table, penalty, cap))
 
     def run(self, images: Tensor, choose: Chooser) -> tuple[Tensor, Trace]:
@@ -114,14 +116,19 @@ class Network(nn.Module):
             block, x = x, self._layer(index, x, block, widths[2:])
         path = torch.stack(widths[2:], dim=1)
         macs = torch.from_numpy(path_macs(path.cpu().numpy(), self.table, agent=True))
-        return self._classify(x), Trace(path, macs.to(path.device), pooled)
+        return self._classify(x), Trace(path, macs.to(path.device), seen=pooled)
 
-    def look(self, images: Tensor, path: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) of images along a path, and what the `PathAgent` sees of it."""
-        assert isinstance(self.agent, PathAgent)
-        x = self._sliced(images, path)
-        logits = self._classify(x)
-        return logits, self.agent.seen(logits.float(), x.mean((2, 3), dtype=torch.float32))
+    def look(self, images: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Run images (N, 3, H, W) along one of a `PathAgent`'s paths, mirrored if it wants that.
+
+        Returns: what the path answers by itself, logits (N, classes), and the mean (N, C) of its
+            last maps.
+        """
+        agent = self.agent
+        assert isinstance(agent, PathAgent)
+        seen = images.flip(3) if agent.config.mirrored(number) else images
+        x = self._sliced(seen, agent.paths[number].tolist())
+        return self._classify(x), x.mean((2, 3), dtype=torch.float32)
 
     def by_looks(self, look: Looker, penalty: Tensor, cap: Tensor) -> tuple[Tensor, Trace]:
         """As `by_policy`, of an agent that goes along whole paths.
@@ -131,6 +138,7 @@ class Network(nn.Module):
         """
         agent = self.agent
         assert isinstance(agent, PathAgent)
+        routes = torch.zeros(len(penalty), len(agent.paths), dtype=torch.bool, device=cap.device)
         limits, spent = agent.limits(cap), torch.zeros_like(agent.macs[:1].expand(len(penalty)))
         logits = penalty.new_zeros(len(penalty), self.backbone.classes)
         chosen = torch.zeros_like(spent)
@@ -138,13 +146,16 @@ class Network(nn.Module):
             here = (chosen == number).nonzero()[:, 0]
             if not len(here):
                 continue
-            answers, seen = look(number, here)
-            logits[here] = answers.to(logits.dtype)
+            answers, pooled = look(number, here)
+            before = logits[here] if number else None
+            logits[here] = blended(answers.to(logits.dtype), before, agent.config.blend)
+            routes[here, number] = True
             spent[here] += agent.macs[number]
             if number < len(agent.looks):
+                seen = agent.seen(logits[here].float(), pooled)
                 gain, left = agent(number, seen, penalty[here]), limits[here] - spent[here]
                 chosen[here] = agent.choose(number, gain, penalty[here], left)
-        return logits, Trace(agent.paths[chosen], spent)
+        return logits, Trace(agent.paths[chosen], spent, routes)
 
     def _sliced(self, images: Tensor, path: Sequence[int]) -> Tensor:
         """The map that enters the end, of images along one path of L widths."""
@@ -245,6 +256,11 @@ class Greedy:
     def pick(self, values: Tensor, allowed: Tensor) -> Tensor:
         """(N,) the best allowed width of each row of Q-values (N, k)."""
         return values.masked_fill(~allowed, -torch.inf).argmax(dim=1) + 1
+
+
+def blended(answer: Tensor, before: Tensor | None, blend: float) -> Tensor:
+    """The answer after a look, of what its path answers by itself and of the answer before."""
+    return answer if before is None or not blend else answer.lerp(before, blend)
 
 
 def _padded(x: Tensor, channels: int) -> Tensor:

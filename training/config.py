@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from models.config import Sees
+from models.config import Sees, Views
 from models.storage import Storage
 
 
@@ -118,6 +118,9 @@ class Agent:
         looks: of "paths", after how many of them it may go on; 0 for all but the last.
         sees: of "paths", whether it decides by a path's answer alone or by its maps as well, see
             `models.config.AgentConfig`.
+        views: of "paths", whether it looks at the image alone or at its mirror image as well, see
+            `models.config.AgentConfig`; both, only if the backbone learns from mirrored images too
+            (`supernet.flip`).
         rule: how "paths" is learnt, see `training.pathwise`.
         hidden: features of its hidden layers, or of its recurrent cell.
         recordings: how often rewards are recorded, each time on newly augmented images, and, layer
@@ -138,6 +141,7 @@ class Agent:
     rule: Literal["right", "loss", "gumbel", "supervised"] = "right"
     looks: int = 0
     sees: Sees = "answer"
+    views: Views = "both"
     hidden: int = 64
     recordings: int = 6
     images: int = 15000

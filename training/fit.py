@@ -44,6 +44,12 @@ def _check(config: Config) -> None:
     backbone = config.backbone
     if backbone.groups == 1:
         raise ConfigError("setting backbone.groups is 1: one group cannot be pruned, ask for more")
+    agent = config.agent
+    if agent.form == "paths" and agent.views == "both" and not config.supernet.flip:
+        raise ConfigError(
+            "setting agent.views is 'both', but supernet.flip is false, so mirrored images are not "
+            "taught: set agent.views=image"
+        )
     if config.supernet.epochs == 0 and backbone.pretrained is None:
         raise ConfigError(
             "setting supernet.epochs is 0: give it some, or start from a bundle with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.agent import PathAgent
 from models.compute import FloatArray, IntArray, path_macs
-from models.network import Network
+from models.network import Network, blended
 from models.preprocess import Preprocessing
 from training.batches import in_order
 from training.data import Images
@@ -31,12 +31,14 @@ class Outcome:
         right: (N,) bool, whether the label was found.
         fraction: (N,) float64, share of the full MACs, the agent's own included if it chose.
         logits: (N, classes) float32, what the network answered.
+        routes: (N, M) bool, along which of the agent's paths each was run, if that is how it goes.
     """
 
     widths: IntArray
     right: npt.NDArray[np.bool_]
     fraction: FloatArray
     logits: Logits = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
+    routes: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -95,20 +97,56 @@ class Policy:
         penalties = torch.full((len(images),), penalty, device=network.device)
         caps = penalties.double().fill_(cap)
         logits, trace = network.by_looks(self._look, penalties, caps)
+        assert trace.routes is not None
         widths, macs = trace.widths.cpu().numpy(), trace.macs.cpu().numpy()
-        return _outcome(network, images, widths, macs, [logits.cpu()])
+        found = _outcome(network, images, widths, macs, [logits.cpu()])
+        return replace(found, routes=trace.routes.cpu().numpy())
+
+    @torch.no_grad()
+    def alone(self) -> list[Outcome]:
+        """What each of a `PathAgent`'s paths answers by itself, of the view that it looks at."""
+        network, agent = self._network, self._network.agent
+        if not isinstance(agent, PathAgent):
+            return []
+        everyone = torch.arange(len(self._images), device=network.device)
+        paths, n = agent.paths.cpu().numpy(), len(everyone)
+        costs = path_macs(paths, network.table, agent=False)
+        found = []
+        for number, path in enumerate(paths):
+            answers, _ = self._look(number, everyone)
+            widths, macs = np.broadcast_to(path, (n, len(path))), np.full(n, costs[number])
+            found.append(_outcome(network, self._images, widths, macs, [answers.cpu()]))
+        return found
+
+    @torch.no_grad()
+    def along(self, routes: npt.NDArray[np.bool_]) -> Outcome:
+        """Send each image along those of the agent's paths that its row of (N, M) names.
+
+        The first path must be among them; nothing is counted for deciding.
+        """
+        network, agent = self._network, self._network.agent
+        assert isinstance(agent, PathAgent)
+        paths = agent.paths.cpu().numpy()
+        costs = path_macs(paths, network.table, agent=False)
+        logits = torch.zeros(len(routes), network.backbone.classes, device=network.device)
+        for number in range(len(paths)):
+            here = torch.from_numpy(routes[:, number]).nonzero()[:, 0].to(network.device)
+            answers, _ = self._look(number, here)
+            before = logits[here] if number else None
+            logits[here] = blended(answers, before, agent.config.blend)
+        last = len(paths) - 1 - routes[:, ::-1].argmax(axis=1)
+        found = _outcome(network, self._images, paths[last], routes @ costs, [logits.cpu()])
+        return replace(found, routes=routes)
 
     def _look(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         if number not in self._looks:
             network = self._network
-            assert isinstance(network.agent, PathAgent)
-            path = network.agent.paths[number].tolist()
             batches = in_order(self._images, self._preprocessing, BATCH, network.device)
-            parts = [network.look(batch.images, path) for batch in batches]
-            answers, features = zip(*parts, strict=True)
-            self._looks[number] = torch.cat(answers), torch.cat(features)
-        logits, seen = self._looks[number]
-        return logits[rows], seen[rows]
+            parts = [network.look(batch.images, number) for batch in batches]
+            answers, means = zip(*parts, strict=True)
+            self._looks[number] = torch.cat(answers), torch.cat(means)
+        logits, pooled = self._looks[number]
+        return logits[rows], pooled[rows]
 
 
 @torch.no_grad()

@@ -51,7 +51,13 @@ def find(run: Run, network: Network) -> AgentConfig:
 
 
 def _as_set(agent: AgentConfig, settings: Agent) -> AgentConfig:
-    return replace(agent, hidden=settings.hidden, looks=settings.looks, sees=settings.sees)
+    return replace(
+        agent,
+        hidden=settings.hidden,
+        looks=settings.looks,
+        sees=settings.sees,
+        views=settings.views,
+    )
 
 
 def narrowing(

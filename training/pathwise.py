@@ -1,9 +1,9 @@
 """The stage of an agent that runs whole paths until what it has seen will do.
 
-An episode is an image. The state is what the agent sees of the path just run, the action to stop
+An episode is an image. The state is what the agent sees after the path just run, the action to stop
 there or to run one of the later paths, the reward 1 if that puts a wrong answer right, -1 if the
-reverse, minus the penalty times its price. The backbone is frozen and the paths are few, so every
-action's outcome is recorded for every image, and nothing needs to be explored. What an action is
+reverse, minus the penalty times its price. The backbone is frozen and the paths are few, so what
+every path answers is recorded for every image, and nothing needs to be explored. What an action is
 worth includes what follows: its return is taken from what the agent, as it is, would go on to do,
 not from its own estimates, whose maximum is too high (as double Q-learning avoids; van Hasselt,
 2010). Q-learning becomes a regression on these returns. Penalties are drawn anew in each step and
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from models.agent import PathAgent
 from models.config import PENALTY_MIDPOINT
-from models.network import Network
+from models.network import Network, blended
 from models.weights import folded
 from training.batches import Batch, generator
 from training.qlearning import draw_penalty, minibatches
@@ -77,17 +77,34 @@ class Records(NamedTuple):
     """What was recorded of N images.
 
     Attributes:
-        losses: (N, M) along each path. right: (N, M) bool.
-        seen: of each path after which the agent decides (N, F), what it sees.
+        logits: (N, M, classes), what each path answers by itself. labels: (N,).
+        pooled: of each path after which the agent decides, the mean (N, C) of its last maps; none
+            if it sees the answer alone.
     """
 
-    losses: Tensor
-    right: Tensor
+    logits: Tensor
+    labels: Tensor
+    pooled: list[Tensor]
+
+
+class Looks(NamedTuple):
+    """What N images would come to.
+
+    Of each path one tensor, whose second axis is the path before, of P: of the first path there is
+    none, and P is 1.
+
+    Attributes:
+        losses: (N, P) of the answer. right: (N, P) bool, whether it is.
+        seen: (N, P, F) of each path after which the agent decides, what it sees.
+    """
+
+    losses: list[Tensor]
+    right: list[Tensor]
     seen: list[Tensor]
 
-    def take(self, rows: Tensor) -> Records:
+    def take(self, rows: Tensor) -> Looks:
         """Some of the images."""
-        return Records(self.losses[rows], self.right[rows], [seen[rows] for seen in self.seen])
+        return Looks(*([of[rows] for of in path] for path in self))
 
 
 @torch.no_grad()
@@ -95,30 +112,54 @@ def _record(run: Run, network: Network, batches: Iterable[Batch], log: StageLog)
     parts = []
     for batch in batches:
         with run.autocast():
-            parts.append(rewards(network, batch.images, batch.labels))
+            parts.append(record(network, batch.images, batch.labels))
         log.advance(len(batch.labels))
-    losses, right, seen = zip(*parts, strict=True)
-    looks = [torch.cat(look).cpu() for look in zip(*seen, strict=True)]
-    return Records(torch.cat(losses).cpu(), torch.cat(right).cpu(), looks)
+    logits, labels, pooled = zip(*parts, strict=True)
+    maps = [torch.cat(look).cpu() for look in zip(*pooled, strict=True)]
+    return Records(torch.cat(logits).cpu(), torch.cat(labels).cpu(), maps)
 
 
-def rewards(network: Network, images: Tensor, labels: Tensor) -> Records:
+def record(network: Network, images: Tensor, labels: Tensor) -> Records:
     """Send images (n, 3, H, W) along each of the agent's paths."""
     agent = network.agent
     assert isinstance(agent, PathAgent)
-    answers, seen = zip(*(network.look(images, path) for path in agent.paths.tolist()), strict=True)
-    losses = [F.cross_entropy(answer.float(), labels, reduction="none") for answer in answers]
-    right = [answer.argmax(dim=1) == labels for answer in answers]
-    looks = list(seen[: len(agent.looks)])
-    return Records(torch.stack(losses, dim=1), torch.stack(right, dim=1), looks)
+    answers, pooled = zip(*(network.look(images, n) for n in range(len(agent.paths))), strict=True)
+    maps = list(pooled[: len(agent.looks)]) if agent.config.sees == "maps" else []
+    return Records(torch.stack(answers, dim=1).float(), labels, maps)
+
+
+@torch.no_grad()
+def looks_of(agent: PathAgent, records: Records) -> Looks:
+    """What the answers are after each path, whatever path was before.
+
+    A path before the one before is left out (unless that is the first, as it always is): of the
+    answer it is a ninth or less.
+    """
+    blend, first = agent.config.blend, records.logits[:, 0]
+    looks = Looks([], [], [])
+    # The answers after each path, if at most the first was before.
+    early = [first]
+    for number in range(len(agent.paths)):
+        own = records.logits[:, number]
+        answers = [blended(own, before, blend) for before in early[:number]] or [first]
+        early[number:] = answers[:1]
+        after = torch.stack(answers, dim=1)
+        labels = records.labels[:, None].expand(-1, len(answers))
+        looks.losses.append(F.cross_entropy(after.mT, labels, reduction="none"))
+        looks.right.append(after.argmax(dim=2) == labels)
+        if number < len(agent.looks):
+            pooled = records.pooled[number] if records.pooled else own[:, :0]
+            looks.seen.append(torch.stack([agent.seen(a, pooled) for a in answers], dim=1))
+    return looks
 
 
 def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
-    settings = run.config.agent
-    scales = [_scale(seen) for seen in records.seen]
-    looks = zip(records.seen, scales, strict=True)
-    records = records._replace(seen=[(seen - mean) / std for seen, (mean, std) in looks])
-    count, size = len(records.right), min(settings.batch_size, len(records.right))
+    settings, looks = run.config.agent, looks_of(agent, records)
+    scales = [_scale(seen.flatten(0, 1)) for seen in looks.seen]
+    scaled = zip(looks.seen, scales, strict=True)
+    looks = looks._replace(seen=[(seen - mean) / std for seen, (mean, std) in scaled])
+    count = len(looks.losses[0])
+    size = min(settings.batch_size, count)
     torch.manual_seed(run.config.seed + settings.seed)
     optimizer = torch.optim.AdamW(
         agent.parameters(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
@@ -132,14 +173,14 @@ def _learn(run: Run, agent: PathAgent, records: Records, log: StageLog) -> None:
         errors = []
         for rows in minibatches(count, size, random):
             penalty = draw_penalty(size, low, high, random)
-            error = RULES[settings.rule](agent, records.take(rows), penalty)
+            error = RULES[settings.rule](agent, looks.take(rows), penalty)
             optimizer.zero_grad()
             error.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             errors.append(error.item())
         log.advance(0)
-        log.write(error=sum(errors) / len(errors), **_policy(agent, records, settings.rule))
+        log.write(error=sum(errors) / len(errors), **_policy(agent, looks, settings.rule))
     for look, (mean, std) in enumerate(scales):
         standardise(agent, look, mean, std)
 
@@ -152,54 +193,67 @@ def _scale(seen: Tensor) -> tuple[Tensor, Tensor]:
     return seen.mean(dim=0), deviation
 
 
-def _right(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
-    return q_error(agent, records.seen, records.right.float(), penalty)
+def _right(agent: PathAgent, looks: Looks, penalty: Tensor) -> Tensor:
+    return q_error(agent, looks.seen, [right.float() for right in looks.right], penalty)
 
 
-def _loss(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
-    return q_error(agent, records.seen, -records.losses, penalty)
+def _loss(agent: PathAgent, looks: Looks, penalty: Tensor) -> Tensor:
+    return q_error(agent, looks.seen, [-losses for losses in looks.losses], penalty)
 
 
-def q_error(agent: PathAgent, seen: list[Tensor], worth: Tensor, penalty: Tensor) -> Tensor:
+def q_error(
+    agent: PathAgent, seen: list[Tensor], worth: list[Tensor], penalty: Tensor
+) -> Tensor:
     """Squared error of what the agent expects, against the returns under its own choices.
 
     Args:
-        seen: of each look (n, F). worth: (n, M), of each path's answer. penalty: (n,).
+        seen: see `Looks`. worth: of each path (n, P), of the answer after it. penalty: (n,).
     """
     error = torch.zeros(())
     # What follows each path until the agent stops.
-    onward = torch.zeros_like(worth)
+    onward = [torch.zeros_like(answers) for answers in worth]
     for look in reversed(range(len(agent.looks))):
-        later = slice(look + 1, None)
-        gain = agent(look, seen[look], penalty)
-        returns = worth[:, later] - worth[:, look, None] + onward[:, later]
+        told = penalty[:, None].expand_as(worth[look])
+        gain = agent(look, seen[look], told)
+        later = _after(look, worth) + _after(look, onward)
+        returns = later[:, None] - worth[look][..., None]
         error = error + F.mse_loss(gain, returns)
-        chosen = agent.values(look, gain.detach(), penalty).argmax(dim=1, keepdim=True)
-        onward[:, look] = agent.values(look, returns, penalty).gather(1, chosen)[:, 0]
+        chosen = agent.values(look, gain.detach(), told).argmax(dim=-1, keepdim=True)
+        onward[look] = agent.values(look, returns, told).gather(-1, chosen)[..., 0]
     return error
 
 
-def _gumbel(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
+def _after(look: int, values: list[Tensor]) -> Tensor:
+    """Of each path (n, P), what each later path has if it comes after `look`: (n, M - 1 - look)."""
+    return torch.stack([of[:, look] for of in values[look + 1 :]], dim=1)
+
+
+def _gumbel(agent: PathAgent, looks: Looks, penalty: Tensor) -> Tensor:
     # What each path costs if it is run, with all that follows; the first is paid by all alike.
-    costs = list(records.losses.unbind(dim=1))
+    costs = list(looks.losses)
     for look in reversed(range(len(agent.looks))):
-        values = agent.values(look, agent(look, records.seen[look], penalty), penalty)
-        later = torch.stack(costs[look + 1 :], dim=1) + penalty[:, None] * agent.price[look + 1 :]
-        options = torch.cat([costs[look][:, None], later], dim=1)
+        told = penalty[:, None].expand_as(costs[look])
+        values = agent.values(look, agent(look, looks.seen[look], told), told)
+        later = _after(look, costs) + penalty[:, None] * agent.price[look + 1 :]
+        later = later[:, None].expand(-1, told.shape[1], -1)
+        options = torch.cat([costs[look][..., None], later], dim=-1)
         chosen = F.gumbel_softmax(values / TEMPERATURE, hard=True)
-        costs[look] = (chosen * options).sum(dim=1)
+        costs[look] = (chosen * options).sum(dim=-1)
     return costs[0].mean()
 
 
-def _supervised(agent: PathAgent, records: Records, penalty: Tensor) -> Tensor:
+def _supervised(agent: PathAgent, looks: Looks, penalty: Tensor) -> Tensor:
     error = torch.zeros(())
     # What an image is worth on each path if it then goes the best way.
-    worth = records.right.float()
+    worth = [right.float() for right in looks.right]
     for look in reversed(range(len(agent.looks))):
-        options = agent.values(look, worth[:, look + 1 :] - worth[:, look, None], penalty)
-        values = agent.values(look, agent(look, records.seen[look], penalty), penalty)
-        error = error + F.cross_entropy(values / TEMPERATURE, options.argmax(dim=1))
-        worth[:, look] += options.max(dim=1).values
+        told = penalty[:, None].expand_as(worth[look])
+        gained = _after(look, worth)[:, None] - worth[look][..., None]
+        options = agent.values(look, gained, told)
+        values = agent.values(look, agent(look, looks.seen[look], told), told)
+        best = options.argmax(dim=-1)
+        error = error + F.cross_entropy((values / TEMPERATURE).flatten(0, 1), best.flatten())
+        worth[look] = worth[look] + options.max(dim=-1).values
     return error
 
 
@@ -207,32 +261,46 @@ RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel, "supervised": _super
 
 
 @torch.no_grad()
-def follow(agent: PathAgent, seen: list[Tensor], penalty: Tensor) -> tuple[Tensor, Tensor]:
-    """Number (N,) of the path at which the agent stops, and what going there was charged (N,)."""
+def follow(
+    agent: PathAgent, seen: list[Tensor], penalty: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the agent stops.
+
+    Returns: the number (N,) of the path; of the one before, 0 if there was none; and what going
+        there was charged (N,).
+    """
     last = torch.zeros(len(penalty), dtype=torch.int64)
-    charged = torch.zeros_like(penalty)
-    no_limit = torch.full_like(last, torch.iinfo(last.dtype).max)
+    before, charged = torch.zeros_like(last), torch.zeros_like(penalty)
+    no_limit, rows = torch.full_like(last, torch.iinfo(last.dtype).max), torch.arange(len(last))
     for look, features in enumerate(seen):
-        chosen = agent.choose(look, agent(look, features, penalty), penalty, no_limit)
+        # Of those that are elsewhere some other state is looked at, and nothing follows from it.
+        gain = agent(look, features[rows, before.clamp(max=features.shape[1] - 1)], penalty)
+        chosen = agent.choose(look, gain, penalty, no_limit)
         moves = (last == look) & (chosen > look)
-        last = torch.where(moves, chosen, last)
+        before, last = torch.where(moves, last, before), torch.where(moves, chosen, last)
         charged += moves * agent.price[chosen]
-    return last, charged
+    return last, before, charged
 
 
 @torch.no_grad()
-def _policy(agent: PathAgent, records: Records, rule: str) -> dict[str, float]:
+def _policy(agent: PathAgent, looks: Looks, rule: str) -> dict[str, float]:
     """Loss, compute and reward of the agent's choices at one penalty in the middle of their range.
 
     Records are of training images, which the backbone knows: real ones gain less.
     """
-    penalty = torch.full((len(records.losses),), PENALTY_MIDPOINT)
-    last, charged = follow(agent, records.seen, penalty)
-    worth = records.right.float() if rule == "right" else -records.losses
-    gained = worth.gather(1, last[:, None]).mean() - worth[:, 0].mean()
+    penalty = torch.full((len(looks.losses[0]),), PENALTY_MIDPOINT)
+    last, before, charged = follow(agent, looks.seen, penalty)
+
+    def reached(values: list[Tensor]) -> Tensor:
+        stopped = [(last == number).nonzero()[:, 0] for number in range(len(values))]
+        ends = zip(values, stopped, strict=True)
+        return torch.cat([of[rows, before[rows]] for of, rows in ends])
+
+    worth = [r.float() for r in looks.right] if rule == "right" else [-x for x in looks.losses]
+    gained = reached(worth).mean() - worth[0].mean()
     compute = charged.mean().item()
     return {
-        "loss": records.losses.gather(1, last[:, None]).mean().item(),
+        "loss": reached(looks.losses).mean().item(),
         "compute": compute,
         "reward": gained.item() - PENALTY_MIDPOINT * compute,
     }

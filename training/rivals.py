@@ -9,8 +9,11 @@
   at this compute;
 - cascade of 3: as before, and then a third path where the second's two best classes are closest.
   Which two, and how many images go on to the third, is taken in hindsight, which flatters it more;
-- shuffled: the agent's own paths, each given to another image. What it loses against ours is what
+- shuffled: the ways that ours went, each given to another image. What it loses against ours is what
   looking at the image was worth. (Nobody has to look, so it also spends less.)
+
+Where ours looks at mirror images and blends its answers, the cascades do so on the same paths, and
+what is shuffled does.
 
 Between two fixed paths lies their mixture by lot, whose accuracy is the mean of theirs.
 
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -72,40 +75,44 @@ def measure(
 ) -> list[Row]:
     """Measure ours and its rivals at each budget."""
     backbone, rng = network.backbone, np.random.default_rng(seed)
+    policy, known = (Policy(network, of, card.preprocessing) for of in (images, held_out))
+    looks, agent = policy.alone(), card.agent
+    blend, labels = agent.blend, images.labels
 
-    def outcomes(images: Images, paths: Sequence[IntArray]) -> list[Outcome]:
-        found = [along(network, images, card.preprocessing, path) for path in paths]
-        return sorted(found, key=lambda outcome: outcome.mean_fraction)
+    def all_along(images: Images, path: IntArray) -> Outcome:
+        return along(network, images, card.preprocessing, path)
 
     widths = [uniform_path(network, width) for width in range(1, backbone.groups + 1)]
-    found = [np.array([path]) for path in card.agent.paths]
-    uniform, fixed = outcomes(images, widths), outcomes(images, found)
-    known = outcomes(held_out, widths), outcomes(held_out, found)
+    uniform = [all_along(images, path) for path in widths]
+    fixed = [
+        all_along(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
+        for number, look in enumerate(looks)
+    ]
+    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blend, labels)
+    first, *others = (all_along(held_out, path) for path in widths)
+    calibrating = Stages(first, [*others, *known.alone()[1:]], blend, held_out.labels)
 
-    def given(paths: IntArray) -> Right:
-        """Which are right when each takes its row of the agent's paths, looked up if known."""
-        if not {tuple(path) for path in paths.tolist()} <= set(card.agent.paths):
-            return along(network, images, card.preprocessing, paths).right
-        right: Right = np.any([o.right & (o.widths == paths).all(axis=1) for o in fixed], axis=0)
-        return right
-
-    rows, policy = [], Policy(network, images, card.preprocessing)
+    rows = []
     for number, budget in enumerate(budgets):
         ours = at_budget(network, card, images, budget, policy)
-        others = ours.widths[rng.permutation(len(images))]
+        order = rng.permutation(len(images))
         spent = ours.mean_fraction
         drawn = random_paths(network, len(images), spent, seed + number)
-        by_margin = cascades(uniform, fixed, spent)
-        chosen = int(np.argmax(np.mean(cascades(*known, spent), axis=1)))
+        by_margin = cascades(stages, spent)
+        chosen = int(np.argmax(np.mean(cascades(calibrating, spent), axis=1)))
+        if ours.routes is None:
+            shuffled = all_along(images, ours.widths[order])
+        else:
+            shuffled = policy.along(ours.routes[order])
         right: dict[str, Right | None] = {
             "ours": ours.right,
             "cascade": max(by_margin, key=np.mean),
             "cascade, calibrated": by_margin[chosen],
-            "cascade of 3": cascade_of_three(uniform, fixed, spent),
+            "cascade of 3": cascade_of_three(stages, spent),
             "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
             "uniform": mixture(uniform, spent),
-            "random": along(network, images, card.preprocessing, drawn).right,
-            "shuffled": given(others),
+            "random": all_along(images, drawn).right,
+            "shuffled": shuffled.right,
         }
         made = {name: found for name, found in right.items() if found is not None}
         accuracy = {name: float(found.mean()) for name, found in made.items()}
@@ -146,12 +153,36 @@ def _slope(a: Outcome, b: Outcome) -> float:
     return (b.accuracy - a.accuracy) / max(b.mean_fraction - a.mean_fraction, 1e-9)
 
 
-def cascades(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float) -> list[Right]:
+@dataclass(frozen=True)
+class Stages:
+    """What a cascade may consist of.
+
+    Attributes:
+        first: the narrowest path. others: what each may go on to, and answers by itself.
+        blend: what the answer before counts in an answer.
+        labels: (N,) of the images, for answers that are blended.
+    """
+
+    first: Outcome
+    others: Sequence[Outcome]
+    blend: float = 0.0
+    labels: IntArray | None = None
+
+    def after(self, before: Outcome, again: Outcome) -> Outcome:
+        """A stage after another one: its compute, and the answer of both."""
+        if not self.blend:
+            return again
+        logits = (1 - self.blend) * again.logits + self.blend * before.logits
+        return replace(again, logits=logits, right=logits.argmax(axis=1) == self.labels)
+
+
+def cascades(stages: Stages, fraction: float) -> list[Right]:
     """Which are right at a mean fraction in the cascade from the narrowest path to each other."""
-    first = uniform[0]
+    first = stages.first
     order = np.argsort(margins(first), kind="stable")
     found: list[Right] = []
-    for second in [*uniform[1:], *fixed[1:]]:
+    for other in stages.others:
+        second = stages.after(first, other)
         count = (fraction - first.mean_fraction) / second.mean_fraction * len(order)
         again = order[: int(np.clip(round(count), 0, len(order)))]
         right = first.right.copy()
@@ -160,15 +191,15 @@ def cascades(uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: flo
     return found
 
 
-def cascade_of_three(
-    uniform: Sequence[Outcome], fixed: Sequence[Outcome], fraction: float
-) -> Right:
+def cascade_of_three(stages: Stages, fraction: float) -> Right:
     """Which are right at a mean fraction in the best cascade from the narrowest over two others."""
-    first, others = uniform[0], sorted([*uniform[1:], *fixed[1:]], key=lambda o: o.mean_fraction)
+    first = stages.first
     order = np.argsort(margins(first), kind="stable")
-    found = cascades(uniform, fixed, fraction)
-    for second, third in combinations(others, 2):
-        doubt = margins(second)
+    found = cascades(stages, fraction)
+    by_compute = sorted(stages.others, key=lambda other: other.mean_fraction)
+    for one, other in combinations(by_compute, 2):
+        second = stages.after(first, one)
+        third, doubt = stages.after(second, other), margins(second)
         for share in GOING_ON:
             cost = second.mean_fraction + share * third.mean_fraction
             count = (fraction - first.mean_fraction) / cost * len(order)

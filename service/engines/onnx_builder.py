@@ -37,9 +37,11 @@ def paths_graph(bundle: Bundle) -> OnnxGraph:
     """The network along that of the agent's paths which is asked for.
 
     Inputs: image (N, 3, H, W) float32, path (1,) int64: its number, penalty (N, 1) float32, and
-        left (N, 1) int64: the MACs that may be spent after it.
-    Outputs: logits (N, C) float32, and chosen (N,) int64: the path to run next, or the same to
-        stop; only (1,) where the agent does not decide.
+        left (N, 1) int64: the MACs that may be spent after it; if answers are blended, before
+        (N, C) float32: the answer before, of which the first path takes no notice.
+    Outputs: logits (N, C) float32, the answer, and chosen (N,) int64: the path to run next, or the
+        same to stop. Where the agent does not decide, logits are the path's own, not blended, and
+        chosen is only (1,).
     """
     wiring, agent = _Wiring(bundle), bundle.card.agent
 
@@ -47,6 +49,10 @@ def paths_graph(bundle: Bundle) -> OnnxGraph:
         logits, maps = _Wiring(bundle, scope).along(agent.paths[number])
         if number >= agent.deciding:
             return [logits, scope.index(number)]
+        if number and agent.blend:
+            parts = (logits, 1 - agent.blend), ("before", agent.blend)
+            weighed = [scope.op("Mul", value, scope.constant([part])) for value, part in parts]
+            logits = scope.op("Add", *weighed)
         return [logits, write_choice(scope, bundle, number, logits, maps)]
 
     outputs: list[Output] = [
@@ -61,6 +67,9 @@ def paths_graph(bundle: Bundle) -> OnnxGraph:
         helper.make_tensor_value_info("penalty", TensorProto.FLOAT, ["N", 1]),
         helper.make_tensor_value_info("left", TensorProto.INT64, ["N", 1]),
     ]
+    if agent.blend:
+        shape = ["N", wiring.config.classes]
+        inputs.append(helper.make_tensor_value_info("before", TensorProto.FLOAT, shape))
     chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, [None])
     return wiring.scope.finish(inputs, [wiring.network.logits("N"), chosen])
 

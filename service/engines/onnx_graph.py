@@ -94,7 +94,10 @@ class _ByLooks:
     """
 
     def __init__(self, bundle: Bundle, load: Load) -> None:
-        paths, looks = bundle.card.agent.paths, bundle.card.table().looks
+        agent, looks = bundle.card.agent, bundle.card.table().looks
+        paths, self._blend, self._deciding = agent.paths, agent.blend, agent.deciding
+        self._classes = bundle.card.backbone.classes
+        self._mirrored = [agent.mirrored(number) for number in range(len(paths))]
         self._paths, self._macs = np.array(paths, np.int64), np.array(looks, np.int64)
         self._session = load("paths", paths_graph)
         self._numbers = np.arange(len(paths))[:, None]
@@ -102,32 +105,44 @@ class _ByLooks:
     def whole(self, images: Floats) -> Floats:
         # The agent does not decide after the last path, so nobody reads these.
         penalty, left = np.zeros(len(images), np.float32), np.zeros(len(images), np.int64)
-        return self._along(len(self._paths) - 1, images, penalty, left)[0]
+        return self._along(len(self._paths) - 1, images, penalty, left, None)[0]
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:
         number, left = 0, limits - self._macs[0]
-        logits, chosen = self._along(number, images, penalty, left)
+        logits, chosen = self._along(number, images, penalty, left, None)
         # Those that stopped are at this path or behind, those that go on to a later path ahead.
         while len(ahead := chosen[chosen > number]):
             number = ahead.min()
             here = (chosen == number).nonzero()[0]
             left[here] -= self._macs[number]
             logits[here], chosen[here] = self._along(
-                number, images[here], penalty[here], left[here]
+                number, images[here], penalty[here], left[here], logits[here]
             )
         return Result(logits, self._paths[chosen], limits - left)
 
     def _along(
-        self, number: int, images: Floats, penalty: Floats, left: Integers
+        self, number: int, images: Floats, penalty: Floats, left: Integers, before: Floats | None
     ) -> tuple[Floats, Integers]:
-        """Logits along a path, and the path chosen after it: a later one, or itself to stop."""
+        """Logits after a path, and the path chosen then: a later one, or itself to stop.
+
+        Args:
+            before: logits after the path before, if there was one.
+        """
+        if self._mirrored[number]:
+            images = np.ascontiguousarray(images[..., ::-1])
         inputs = {
             "image": images,
             "path": self._numbers[number],
             "penalty": penalty[:, None],
             "left": left[:, None],
         }
+        if self._blend:
+            inputs["before"] = np.zeros((len(images), self._classes), np.float32)
+            if before is not None:
+                inputs["before"] = before
         logits, chosen = self._session.run(["logits", "chosen"], inputs)
+        if before is not None and self._blend and number >= self._deciding:
+            logits += self._blend * (before - logits)
         return logits, chosen
 
 

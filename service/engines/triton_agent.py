@@ -39,7 +39,8 @@ class TritonAgent:
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         card, table = bundle.card, bundle.card.table()
         backbone, self._hidden = card.backbone, card.agent.hidden
-        self.deciding = card.agent.deciding
+        self.deciding, self.blend = card.agent.deciding, card.agent.blend
+        self.mirrored = [card.agent.mirrored(number) for number in range(len(card.agent.paths))]
         # Each path's groups: those of the image, which are all, and of the layers.
         self.steps = [[backbone.groups, *path] for path in card.agent.paths]
         self.paths = torch.tensor(self.steps, dtype=torch.int32, device=device)

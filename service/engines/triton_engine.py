@@ -161,8 +161,15 @@ class _Program:
         n, _, height, width = images.shape
         x = torch.empty((n, height, width, 3), dtype=self.dtype, device=self.device)
         x.copy_(images.permute(0, 2, 3, 1))
+        mirrored = x.flip(2) if any(agent.mirrored) else x
         for look, path in enumerate(agent.steps):
-            means = self.network(x, rows.widths[look], path, logits)
+            before = logits.clone()
+            view = mirrored if agent.mirrored[look] else x
+            means = self.network(view, rows.widths[look], path, logits)
+            if look and agent.blend:
+                # Of what began here, as the plain network does, there is no answer before.
+                weight = agent.blend * (first != look)
+                logits.copy_(logits.lerp(before, weight[:, None]))
             if look < agent.deciding:
                 agent.decide(look, logits, means, rows)
 

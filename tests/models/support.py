@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.agent import PathAgent
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig, ConvConfig
+from models.config import AgentConfig, BackboneConfig, ConvConfig, Views
 from models.network import Network
 
 # Name → width factor and image size: each small enough for milliseconds, every layer prunable.
@@ -64,7 +64,12 @@ def make_backbone(name: str) -> BackboneConfig:
 
 
 def agent_config(
-    form: str, backbone: BackboneConfig, encoding: int = 8, hidden: int = 8, looks: int = 0
+    form: str,
+    backbone: BackboneConfig,
+    encoding: int = 8,
+    hidden: int = 8,
+    looks: int = 0,
+    views: Views = "image",
 ) -> AgentConfig:
     """An agent of any form; its paths are the narrowest, three random ones, and the widest."""
     if form != "paths":
@@ -72,7 +77,7 @@ def agent_config(
     drawn = random_paths(backbone, 5, seed=7).numpy()
     order = path_macs(drawn, mac_table(backbone, AgentConfig()), agent=False).argsort()
     paths = tuple(tuple(path) for path in drawn[order].tolist())
-    return AgentConfig("paths", encoding, hidden, paths, looks)
+    return AgentConfig("paths", encoding, hidden, paths, looks, views=views)
 
 
 @torch.no_grad()
@@ -104,7 +109,7 @@ def _spread_gains(network: Network, agent: PathAgent) -> None:
     """Let going on gain on some images and lose on others; on half, stopping is the best."""
     images, penalty = random_images(network.backbone, 64, seed=9), torch.full((64,), 0.2)
     for look in range(agent.config.deciding):
-        _, seen = network.look(images, agent.config.paths[look])
+        seen = agent.seen(*network.look(images, look))
         gains, last = agent(look, seen, penalty), agent.layers(look)[-1]
         mean, deviation = gains.mean(dim=0), gains.std(dim=0)
         last.bias.sub_(mean).div_(deviation)
@@ -160,7 +165,9 @@ def tied(backbone: BackboneConfig, paths: Tensor) -> Tensor:
     return paths
 
 
-def make_network(name: str, form: str = "priced", seed: int = 0, looks: int = 0) -> Network:
+def make_network(
+    name: str, form: str = "priced", seed: int = 0, looks: int = 0, views: Views = "image"
+) -> Network:
     """A network with random weights, and an agent of this form."""
     backbone = make_backbone(name)
-    return random_network(backbone, seed, agent_config(form, backbone, looks=looks))
+    return random_network(backbone, seed, agent_config(form, backbone, looks=looks, views=views))

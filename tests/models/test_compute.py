@@ -141,12 +141,12 @@ def test_looks_are_torchs_count_of_each_path_and_of_the_decision_after_it(name, 
     network = random_network(backbone, agent=agent)
     images, table = random_images(backbone, 1), network.table
 
-    def look(number, path):
-        _, seen = network.look(images, path)
+    def look(number):
+        seen = network.agent.seen(*network.look(images, number))
         if number < (looks or 4):
             network.agent(number, seen, torch.zeros(1))
 
-    counted = [counted_macs(lambda n=n, p=p: look(n, p)) for n, p in enumerate(agent.paths)]
+    counted = [counted_macs(lambda n=n: look(n)) for n in range(len(agent.paths))]
     assert list(table.looks) == counted
     assert table.start == table.least == counted[0]
     assert counted[-1] == table.full == written_out(backbone, agent.paths[-1])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from models.config import LOOK_LEAST_LOG, AgentConfig
 from models.network import Greedy
 from tests.models.support import (
     ALL,
+    agent_config,
     all_paths,
     make_backbone,
     make_network,
@@ -30,13 +32,21 @@ NO_CAP = torch.full((N,), torch.inf, dtype=torch.float64)
 
 
 def walk(network, image, penalty, cap):
-    """The numbers of the paths that an image (3, H, W) is run along, one decision at a time."""
+    """The numbers of the paths that an image (3, H, W) is run along, one decision at a time, and
+    the logits in the end."""
     agent, macs = network.agent, network.table.looks
-    number, left = 0, cap * network.table.full - macs[0]
+    mirrored = {"image": [], "both": range(len(macs) - 2, 0, -2)}[agent.config.views]
+    number, left, answer = 0, cap * network.table.full - macs[0], None
     ran = [0]
-    while number < len(agent.looks):
-        _, seen = network.look(image[None], agent.config.paths[number])
-        gains = agent(number, seen, torch.tensor([penalty]))[0].tolist()
+    while True:
+        view = image.flip(2) if number in mirrored else image
+        own, pooled = network.look(image[None], number)
+        torch.testing.assert_close(own, network(view[None], agent.config.paths[number]))
+        both = agent.config.views == "both" and number > 0
+        answer = (2 * own + answer) / 3 if both else own
+        if number >= len(agent.looks):
+            break
+        gains = agent(number, agent.seen(answer, pooled), torch.tensor([penalty]))[0].tolist()
         values = {number: 0.0}
         for later, gain in enumerate(gains, start=number + 1):
             if macs[later] <= left:
@@ -46,7 +56,7 @@ def walk(network, image, penalty, cap):
             break
         number, left = best, left - macs[best]
         ran.append(best)
-    return ran
+    return ran, answer[0]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,18 +124,21 @@ def test_by_policy_computes_what_its_trace_says_of_all_paths_run(name, looks):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("looks", [0, 2])
 @pytest.mark.parametrize("cap", [0.9, 1.2, torch.inf])
-def test_by_policy_runs_path_after_path_as_each_decision_says(name, looks, cap):
-    network = make_network(name, "paths", looks=looks)
+@pytest.mark.parametrize("views", ["image", "both"])
+def test_by_policy_runs_path_after_path_as_each_decision_says(name, looks, cap, views):
+    network = make_network(name, "paths", looks=looks, views=views)
     images, table = some_images(network), network.table
     cap = max(cap, (table.looks[0] + table.looks[1] + 0.5) / table.full)
     penalties, caps = torch.linspace(-0.02, 0.6, len(images)), torch.full((len(images),), cap)
     logits, trace = network.by_policy(images, penalties, caps.double())
-    walks = [walk(network, *row, cap) for row in zip(images, penalties.tolist(), strict=True)]
+    rows = zip(images, penalties.tolist(), strict=True)
+    walks, answers = zip(*(walk(network, *row, cap) for row in rows), strict=True)
     paths = torch.tensor(network.agent.config.paths)
     assert torch.equal(trace.widths, paths[[ran[-1] for ran in walks]])
     assert trace.macs.tolist() == [sum(table.looks[n] for n in ran) for ran in walks]
+    assert [row.nonzero()[:, 0].tolist() for row in trace.routes] == list(walks)
     assert trace.macs.max() <= cap * table.full
-    torch.testing.assert_close(logits, network.along(images, trace.widths), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits, torch.stack(answers), rtol=1e-3, atol=1e-3)
     lengths = set(map(len, walks))
     assert len(lengths) >= 2 or cap < 1
     # In this VGG-16 hardly anything changes the agent's mind after the second look.
@@ -163,7 +176,7 @@ def test_by_policy_an_infinite_cap_limits_no_more_than_a_very_large_one(name):
 def test_by_policy_takes_the_first_look_for_the_answer_where_it_stops(name):
     network = make_network(name, "paths")
     images = random_images(network.backbone, N)
-    narrow, _ = network.look(images, [1] * network.backbone.n_layers)
+    narrow, _ = network.look(images, 0)
     logits, trace = network.by_policy(images, torch.full((N,), 0.2), NO_CAP)
     stopped = (trace.widths == 1).all(dim=1)
     assert 0 < stopped.sum() < N
@@ -189,10 +202,12 @@ def test_by_policy_takes_only_the_agents_paths(name):
 
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_look_sees_the_answer_and_the_mean_of_each_computed_channel_of_the_last_map(width):
-    network = make_network("stream", "paths")
-    path = [1, 2, 1, 3, width, 1, width]
+    backbone, path = make_backbone("stream"), (1, 2, 1, 3, width, 1, width)
+    agent = replace(agent_config("paths", backbone), paths=((1,) * 7, path, (3,) * 7))
+    network = random_network(backbone, agent=agent)
     images = random_images(network.backbone, N)
-    logits, seen = network.look(images, path)
+    logits, pooled = network.look(images, 1)
+    seen = network.agent.seen(logits, pooled)
     torch.testing.assert_close(logits, network(images, path))
     chances = logits.softmax(dim=1).clamp(min=math.exp(LOOK_LEAST_LOG))
     torch.testing.assert_close(seen[:, :3], chances)

@@ -84,7 +84,7 @@ def chain(layers=3, channels=4, groups=2, size=6):
     return BackboneConfig("chain", size, convs, (3,), ("linear",), groups)
 
 
-def lively_network(backbone=None, form="priced", seed=0, looks=0):
+def lively_network(backbone=None, form="priced", seed=0, looks=0, views="image"):
     """A random network in evaluation mode whose agent sends images along many paths."""
     torch.manual_seed(seed)
     backbone = backbone or chain(5, 8, 4)
@@ -92,7 +92,7 @@ def lively_network(backbone=None, form="priced", seed=0, looks=0):
     if form == "paths":
         drawn = draw_paths(40, backbone, generator(seed)).tolist()
         paths = _rising(backbone, drawn)
-    agent = AgentConfig(form, encoding=8, hidden=16, paths=paths, looks=looks)
+    agent = AgentConfig(form, encoding=8, hidden=16, paths=paths, looks=looks, views=views)
     network = Network(backbone, agent)
     _estimate_statistics(network)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def _spread_gains(network):
     images = torch.randn(60, 3, *[network.backbone.image_size] * 2) * contrast
     agent = network.agent
     for look in range(agent.config.deciding):
-        _, seen = network.look(images, agent.config.paths[look])
+        seen = agent.seen(*network.look(images, look))
         gains, last = agent(look, seen, torch.full((60,), 0.3)), agent.layers(look)[-1]
         last.weight.div_(gains.std(dim=0)[:, None])
         last.bias.sub_(gains.mean(dim=0)).div_(gains.std(dim=0))

@@ -98,6 +98,29 @@ def test_policy_at_several_penalties_and_caps_is_as_each_alone(network):
         np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("views", ["image", "both"])
+def test_policy_along_the_ways_that_images_went_answers_the_same(views):
+    images = coloured(60)
+    backbone = backbones.build("resnet20", 3, width=0.25, image_size=SIZE)
+    network = folded(lively_network(backbone, "paths", views=views))
+    policy = Policy(network, images, PREPROCESSING)
+    found, alone = policy(0.05), policy.alone()
+    again = policy.along(found.routes)
+    assert found.routes.sum(axis=1).max() >= 2
+    np.testing.assert_allclose(again.logits, found.logits, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(again.widths, found.widths)
+    # Nobody was asked, so it costs less.
+    assert (again.fraction < found.fraction).all()
+    table, paths = network.table, network.agent.paths.numpy()
+    macs = path_macs(paths, table, agent=False)
+    np.testing.assert_allclose(again.fraction * table.full, found.routes @ macs)
+    for number, (look, path) in enumerate(zip(alone, paths, strict=True)):
+        plain = along(network, images, PREPROCESSING, path[None])
+        same = np.allclose(look.logits, plain.logits, atol=1e-5)
+        assert same != network.agent.config.mirrored(number)
+        assert look.mean_fraction == pytest.approx(plain.mean_fraction)
+
+
 def test_policy_runs_a_path_once_for_all_penalties(images):
     backbone = backbones.build("resnet20", 3, width=0.25, image_size=SIZE)
     network = folded(lively_network(backbone, "paths"))

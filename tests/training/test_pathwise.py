@@ -11,7 +11,7 @@ from models.config import PENALTY_MIDPOINT, AgentConfig
 from tests.models.support import agent_config, random_images, tiny_backbone
 from tests.training.support import chain, lively_network, tiny_run
 from training import pathwise
-from training.pathwise import Records, follow, q_error, rewards, standardise, train
+from training.pathwise import Looks, follow, looks_of, q_error, record, standardise, train
 from training.runlog import LOG, read_log
 
 PATHS = ((1,) * 8, (2,) * 8, (4,) * 8)
@@ -25,11 +25,12 @@ def _same(module, before):
     return {name: torch.equal(value, before[name]) for name, value in module.state_dict().items()}
 
 
-def _run(folder, seed=0, **agent):
+def _run(folder, seed=0, views="both", **agent):
     """A run and a network with the agent that it is to train."""
     run = tiny_run(folder, agent=agent)
     network = lively_network(run.backbone, seed=seed)
-    network.agent = new_agent(run.backbone, AgentConfig("paths", hidden=32, paths=PATHS))
+    config = AgentConfig("paths", hidden=32, paths=PATHS, views=views)
+    network.agent = new_agent(run.backbone, config)
     return run, network
 
 
@@ -39,37 +40,74 @@ def _features(agent, look):
 
 
 @pytest.mark.parametrize("looks", [0, 1, 2])
+@pytest.mark.parametrize("sees", ["maps", "answer"])
 @torch.no_grad()
-def test_rewards_are_what_each_path_does_to_each_image(looks):
-    network = lively_network(tiny_backbone(), "paths", looks=looks)
+def test_record_holds_what_each_path_answers_by_itself(looks, sees):
+    network = lively_network(tiny_backbone(), "paths", looks=looks, views="both")
+    agent = network.agent
+    agent.config = replace(agent.config, sees=sees)
     images, labels = random_images(network.backbone, 20), torch.arange(20) % 3
-    records = rewards(network, images, labels)
-    n_paths = len(network.agent.paths)
-    assert records.losses.shape == records.right.shape == (20, n_paths)
-    for number, path in enumerate(network.agent.paths):
-        logits = network.along(images, path.expand(20, -1))
-        expected = F.cross_entropy(logits, labels, reduction="none")
-        torch.testing.assert_close(records.losses[:, number], expected)
-        assert torch.equal(records.right[:, number], logits.argmax(1) == labels)
-    assert len(records.seen) == (looks or n_paths - 1)
-    for seen, path in zip(records.seen, network.agent.config.paths, strict=False):
-        assert torch.equal(seen, network.look(images, path)[1])
+    records, n_paths = record(network, images, labels), len(agent.paths)
+    assert records.logits.shape == (20, n_paths, network.backbone.classes)
+    assert torch.equal(records.labels, labels)
+    kept = (looks or n_paths - 1) if sees == "maps" else 0
+    assert len(records.pooled) == kept
+    for number, path in enumerate(agent.paths):
+        view = images.flip(3) if number in range(n_paths - 2, 0, -2) else images
+        logits = network.along(view, path.expand(20, -1))
+        torch.testing.assert_close(records.logits[:, number], logits)
+        if number < kept:
+            assert torch.equal(records.pooled[number], network.look(images, number)[1])
+
+
+@pytest.mark.parametrize("views", ["image", "both"])
+@torch.no_grad()
+def test_looks_of_are_the_answers_after_each_path_and_each_that_may_have_been_before(views):
+    network = lively_network(tiny_backbone(), "paths", views=views)
+    agent, labels = network.agent, torch.arange(20) % 3
+    records = record(network, random_images(network.backbone, 20), labels)
+    looks, n_paths = looks_of(agent, records), len(agent.paths)
+    assert [tuple(of.shape) for of in looks.losses] == [(20, max(n, 1)) for n in range(n_paths)]
+    assert len(looks.seen) == n_paths - 1
+    share = {"image": 0.0, "both": 1 / 3}[views]
+    for number in range(n_paths):
+        for before in range(max(number, 1)):
+            # Along the first path, that before, and this one.
+            answer = records.logits[:, 0]
+            for step in sorted({before, number} - {0}):
+                answer = (1 - share) * records.logits[:, step] + share * answer
+            losses = F.cross_entropy(answer, labels, reduction="none")
+            torch.testing.assert_close(looks.losses[number][:, before], losses)
+            assert torch.equal(looks.right[number][:, before], answer.argmax(1) == labels)
+            if number < n_paths - 1:
+                seen = agent.seen(answer, records.pooled[number])
+                torch.testing.assert_close(looks.seen[number][:, before], seen)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("looks", [0, 1, 2])
-def test_follow_stops_where_by_policy_does_and_is_charged_for_what_came_after_the_first(looks):
-    network = lively_network(tiny_backbone(), "paths", looks=looks)
+@pytest.mark.parametrize("views", ["image", "both"])
+def test_follow_stops_where_by_policy_does_and_is_charged_for_what_came_after_the_first(
+    looks, views
+):
+    network = lively_network(tiny_backbone(), "paths", looks=looks, views=views)
     images, labels = random_images(network.backbone, 60), torch.zeros(60, dtype=torch.int64)
     penalty = torch.linspace(-0.1, 1, 60)
-    agent, seen = network.agent, rewards(network, images, labels).seen
-    last, charged = follow(agent, seen, penalty)
+    agent = network.agent
+    seen = looks_of(agent, record(network, images, labels)).seen
+    last, before, charged = follow(agent, seen, penalty)
     _, trace = network.by_policy(images, penalty, torch.full((60,), torch.inf).double())
-    assert torch.equal(agent.paths[last], trace.widths)
+    # What was long before is not told apart in the records, though it counts a little.
+    few = trace.routes.sum(dim=1) <= (3 if views == "both" else 9)
+    assert few.sum() > 30
+    assert torch.equal(agent.paths[last][few], trace.widths[few])
     spent = (trace.macs - network.table.looks[0]).float() / network.table.full
-    torch.testing.assert_close(charged, spent)
-    looks_of = network.table.looks
-    at_once = {looks_of[0], *(looks_of[0] + macs for macs in looks_of[1:])}
+    torch.testing.assert_close(charged[few], spent[few])
+    for route, path, stop in zip(trace.routes[few], before[few], last[few], strict=True):
+        *earlier, end = route.nonzero()[:, 0].tolist()
+        assert (path, stop) == (earlier[-1] if earlier else 0, end)
+    looks_of_each = network.table.looks
+    at_once = {looks_of_each[0], *(looks_of_each[0] + macs for macs in looks_of_each[1:])}
     several = sum(macs not in at_once for macs in trace.macs.tolist())
     assert several == 0 if looks == 1 else several > 0
 
@@ -109,9 +147,19 @@ def _expecting(first, second):
     return agent
 
 
+def _nothing(agent, count):
+    """What is seen after the first path, and after the second, which the first was before."""
+    return [torch.zeros(count, 1, _features(agent, look)) for look in (0, 1)]
+
+
+def _of_each(worth):
+    """Of three paths, whatever path was before."""
+    return [worth[:, :1], worth[:, 1:2], worth[:, 2:].expand(-1, 2)]
+
+
 def _error(agent, worth, penalty):
-    seen = [torch.zeros(len(worth), _features(agent, look)) for look in (0, 1)]
-    return q_error(agent, seen, torch.tensor(worth), torch.tensor(penalty)).item()
+    seen = _nothing(agent, len(worth))
+    return q_error(agent, seen, _of_each(torch.tensor(worth)), torch.tensor(penalty)).item()
 
 
 # The first image is right at the last path only, the second at the second only.
@@ -138,6 +186,15 @@ def test_q_error_returns_follow_the_agents_own_choice_to_stop():
     assert _error(agent, WORTH, [0.5, 0.5]) == pytest.approx(first + second, rel=1e-5)
 
 
+def test_q_error_knows_what_the_last_path_is_worth_after_each_other():
+    # The last path is right only after the second; the agent goes on there.
+    agent = _expecting([0.3, 0.4], [0.8])
+    worth = [torch.tensor([[0.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0, 1.0]])]
+    found = q_error(agent, _nothing(agent, 1), worth, torch.tensor([0.5])).item()
+    first = ((0.3 - (0 + 1 - 0.5)) ** 2 + (0.4 - 0) ** 2) / 2
+    assert found == pytest.approx(first + (0.8 - 1) ** 2, rel=1e-5)
+
+
 def test_q_error_charges_each_image_its_own_penalty():
     # Of 0.2 the first image goes on, of 0.9 the second stops.
     agent = _expecting([0.3, 0.4], [0.8])
@@ -154,16 +211,15 @@ def test_q_error_of_estimates_without_truth_promises_nothing():
     worth[:, 2] = torch.randn(20_000)
     agent = _expecting([0.0, 0.0], [0.01])
     agent.requires_grad_(True)
-    seen = [torch.zeros(20_000, _features(agent, look)) for look in (0, 1)]
-    q_error(agent, seen, worth, torch.zeros(20_000)).backward()
+    q_error(agent, _nothing(agent, 20_000), _of_each(worth), torch.zeros(20_000)).backward()
     # The gradient of the expectations, of which there are two: their errors' mean, about zero.
     assert agent.layers(0)[-1].bias.grad.abs().max() < 0.03
 
 
 def test_q_error_teaches_only_what_the_agent_expects_and_not_what_follows():
     agent = _expecting([0.3, 0.4], [0.8]).requires_grad_(True)
-    seen = [torch.zeros(2, _features(agent, look)) for look in (0, 1)]
-    q_error(agent, seen, torch.tensor(WORTH), torch.tensor([0.5, 0.5])).backward()
+    worth = _of_each(torch.tensor(WORTH))
+    q_error(agent, _nothing(agent, 2), worth, torch.tensor([0.5, 0.5])).backward()
     # Twice the error of each, over two images and as many paths: the returns are held fast.
     found = torch.cat([agent.layers(look)[-1].bias.grad for look in (0, 1)]).tolist()
     assert found == pytest.approx([0.3 - 0.0, 0.4 - 0.5, 2 * (0.8 - 0.0)], abs=1e-5)
@@ -184,7 +240,8 @@ class MadeUp:
         """Of each look, its first features and noise."""
         noise = [torch.randn(len(z), len(scale) - z.shape[1]) for scale in self.scales]
         looks = [torch.cat([z, rest], dim=1) for rest in noise]
-        return [x * s + o for x, s, o in zip(looks, self.scales, self.offsets, strict=True)]
+        scaled = [x * s + o for x, s, o in zip(looks, self.scales, self.offsets, strict=True)]
+        return [x[:, None] for x in scaled]
 
     def __call__(self, count=4000):
         z = torch.randn(count, 2)
@@ -192,7 +249,7 @@ class MadeUp:
         glance = 1 + torch.rand(count, 1)  # is not seen, and does not matter
         losses = torch.cat([glance, glance - gains], dim=1)
         right = torch.cat([torch.zeros(count, 1), gains], dim=1) > 0.1
-        return Records(losses, right, self.seen(z))
+        return Looks(_of_each(losses), _of_each(right), self.seen(z))
 
 
 class ToldLate(MadeUp):
@@ -204,7 +261,7 @@ class ToldLate(MadeUp):
         right = torch.stack([torch.zeros_like(last), ~last, last], dim=1)
         seen = self.seen(z)
         seen[0] = self.seen(torch.randn(count, 2))[0]
-        return Records(1 - right.float(), right, seen)
+        return Looks(_of_each(1 - right.float()), _of_each(right), seen)
 
 
 @pytest.fixture
@@ -216,37 +273,44 @@ def learnt(tmp_path, monkeypatch):
             tmp_path, rule=rule, recordings=1, epochs=25, batch_size=128, learning_rate=5e-3
         )
         made_up = kind([_features(network.agent, look) for look in (0, 1)])
-        monkeypatch.setattr(pathwise, "rewards", lambda *_: made_up())
+        monkeypatch.setattr(pathwise, "looks_of", lambda *_: made_up())
         train(run, network)
         return network.agent.requires_grad_(False), made_up(2000)
 
     return by
 
 
-def _check_choices(agent, records):
+def _whatever_was_before(values):
+    """Of three paths (N, 3), where it does not matter which was before."""
+    return torch.cat([of[:, :1] for of in values], dim=1)
+
+
+def _check_choices(agent, looks):
     """Check that the agent's choices cost little more than the best for each image."""
+    losses = _whatever_was_before(looks.losses)
     for penalty in (0.05, 0.5):
         # All is known after the first path: what is best is best gone to at once.
-        costs = records.losses + penalty * agent.price * torch.tensor([0, 1, 1])
-        last, charged = follow(agent, records.seen, torch.full((len(costs),), penalty))
-        spent = (records.losses.gather(1, last[:, None])[:, 0] + penalty * charged).mean()
+        costs = losses + penalty * agent.price * torch.tensor([0, 1, 1])
+        last, _, charged = follow(agent, looks.seen, torch.full((len(costs),), penalty))
+        spent = (losses.gather(1, last[:, None])[:, 0] + penalty * charged).mean()
         best, alike = costs.min(dim=1).values.mean(), costs.mean(dim=0).min()
         assert best + 0.1 < alike  # or else the check would see nothing
         assert spent - best < 0.2 * (alike - best)
 
 
 def test_train_by_loss_recovers_how_gains_hang_on_what_is_seen(learnt):
-    agent, records = learnt("loss")
-    second, last = (records.losses[:, :1] - records.losses[:, 1:]).T
+    agent, looks = learnt("loss")
+    losses = _whatever_was_before(looks.losses)
+    second, last = (losses[:, :1] - losses[:, 1:]).T
     for penalty in (0.05, 0.5):
         # After the second path it goes on where that gains more than it costs.
         onward = (last - second - penalty * agent.price[2]).clamp(min=0)
         expected = [torch.stack([second + onward, last], dim=1), (last - second)[:, None]]
         for look, gains in enumerate(expected):
-            found = agent(look, records.seen[look], torch.full((2000,), penalty))
+            found = agent(look, looks.seen[look][:, 0], torch.full((2000,), penalty))
             errors = (found - gains).pow(2).mean(dim=0) / gains.var(dim=0)
             assert (errors < 0.05).all(), (penalty, look, errors)
-    _check_choices(agent, records)
+    _check_choices(agent, looks)
 
 
 def test_train_gumbel_learns_to_choose_at_every_penalty(learnt):
@@ -254,24 +318,26 @@ def test_train_gumbel_learns_to_choose_at_every_penalty(learnt):
 
 
 def test_train_by_right_answers_recovers_where_the_answer_becomes_right(learnt):
-    agent, records = learnt("right")
-    found = agent(0, records.seen[0], torch.full((2000,), 3.0)) > 0.5
-    assert (found == records.right[:, 1:]).float().mean() > 0.9
+    agent, looks = learnt("right")
+    found = agent(0, looks.seen[0][:, 0], torch.full((2000,), 3.0)) > 0.5
+    assert (found == _whatever_was_before(looks.right)[:, 1:]).float().mean() > 0.9
 
 
 def test_train_supervised_imitates_who_knows_the_cheapest_path_that_is_right(learnt):
-    agent, records = learnt("supervised")
-    last, _ = follow(agent, records.seen, torch.full((2000,), 0.02))
-    expected = torch.where(records.right.any(1), records.right.float().argmax(1), 0)
+    agent, looks = learnt("supervised")
+    last, _, _ = follow(agent, looks.seen, torch.full((2000,), 0.02))
+    right = _whatever_was_before(looks.right)
+    expected = torch.where(right.any(1), right.float().argmax(1), 0)
     assert (last == expected).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("rule", ["right", "loss", "gumbel"])
 def test_train_learns_to_go_on_where_only_the_second_look_tells(learnt, rule):
-    agent, records = learnt(rule, ToldLate)
+    agent, looks = learnt(rule, ToldLate)
+    right = _whatever_was_before(looks.right)
     for penalty in (0.02, PENALTY_MIDPOINT):
-        last, charged = follow(agent, records.seen, torch.full((2000,), penalty))
-        assert records.right.gather(1, last[:, None]).float().mean() > 0.9
+        last, _, charged = follow(agent, looks.seen, torch.full((2000,), penalty))
+        assert right.gather(1, last[:, None]).float().mean() > 0.9
         # Those at the last path were on the second.
         both = (charged - agent.price[1] - agent.price[2]).abs() < 1e-6
         assert (both == (last == 2)).float().mean() > 0.95
@@ -300,9 +366,9 @@ def test_train_sees_newly_augmented_images_in_each_recording(tmp_path, monkeypat
 
     def noted(network, images, labels):
         seen.append(images)
-        return rewards(network, images, labels)
+        return record(network, images, labels)
 
-    monkeypatch.setattr(pathwise, "rewards", noted)
+    monkeypatch.setattr(pathwise, "record", noted)
     train(*_run(tmp_path, recordings=2))
     assert len(seen) == 2
     assert not torch.equal(seen[0].sort(dim=0).values, seen[1].sort(dim=0).values)
@@ -313,9 +379,9 @@ def test_train_records_images_as_large_as_served_and_not_pasted(tmp_path, monkey
 
     def noted(network, images, labels):
         seen.append((images.shape[-1], labels.ndim))
-        return rewards(network, images, labels)
+        return record(network, images, labels)
 
-    monkeypatch.setattr(pathwise, "rewards", noted)
+    monkeypatch.setattr(pathwise, "record", noted)
     run, network = _run(tmp_path)
     settings = replace(run.config.supernet, crop=0.5, crop_size=8, cutmix=1.0)
     train(replace(run, config=replace(run.config, supernet=settings)), network)
@@ -335,7 +401,7 @@ def test_train_killed_after_recording_does_not_record_again(tmp_path, monkeypatc
     run, network = _run(tmp_path)
     train(run, network)
     run.checkpoints.remove("agent")
-    monkeypatch.setattr(pathwise, "rewards", None)
+    monkeypatch.setattr(pathwise, "record", None)
     again, other = _run(tmp_path)
     train(again, other)
     assert all(_same(other.agent, _state(network.agent)).values())
@@ -346,5 +412,5 @@ def test_train_answers_are_numbers_however_short_it_learns(tmp_path, epochs):
     run, network = _run(tmp_path, epochs=epochs)
     train(run, network)
     for look in (0, 1):
-        _, seen = network.look(torch.randn(5, 3, 12, 12), PATHS[look])
+        seen = network.agent.seen(*network.look(torch.randn(5, 3, 12, 12), look))
         assert network.agent(look, seen, torch.rand(5)).isfinite().all()

@@ -1,5 +1,6 @@
 """Tests of training/rivals.py."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -13,8 +14,9 @@ from tests.training.support import COLOURS, PREPROCESSING, SIZE, chain, coloured
 from training import rivals
 from training.calibration import calibrate
 from training.evaluation import at_budget
-from training.measure import Outcome, along
+from training.measure import Outcome, Policy, along
 from training.rivals import (
+    Stages,
     cascade_of_three,
     cascades,
     measure,
@@ -77,24 +79,40 @@ def _always(fraction, right, images=40):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.7, 1.0])
 def test_cascade_sends_on_those_whose_two_best_classes_are_closest(fraction):
-    uniform = [_answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)]
-    fixed = [_answers(0.1, 0), _answers(0.6, 3)]
+    first, others = _answers(0.1, 0), [_answers(0.4, 1), _answers(1.0, 2), _answers(0.6, 3)]
     found = []
-    for second in (*uniform[1:], fixed[1]):
-        shares = np.exp(uniform[0].logits.astype(float))
+    for second in others:
+        shares = np.exp(first.logits.astype(float))
         shares /= shares.sum(axis=1, keepdims=True)
         best, next_best = np.sort(shares, axis=1)[:, :0:-1].T
         doubtful = sorted(range(40), key=lambda i: np.log(best[i] / next_best[i]))
         count = min(round((fraction - 0.1) / second.mean_fraction * 40), 40)
-        right = [(second if i in doubtful[:count] else uniform[0]).right[i] for i in range(40)]
+        right = [(second if i in doubtful[:count] else first).right[i] for i in range(40)]
         found.append(right)
-    assert np.array_equal(cascades(uniform, fixed, fraction), found)
+    assert np.array_equal(cascades(Stages(first, others), fraction), found)
+
+
+def test_cascade_that_blends_counts_the_answer_before_for_a_third():
+    first, second, third = _answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)
+    stages = Stages(first, [second, third], 1 / 3, np.zeros(40, np.int64))
+    (two,) = cascades(replace(stages, others=[second]), 0.5)
+    both = 2 * second.logits + first.logits
+    assert np.array_equal(two, both.argmax(axis=1) == 0)
+    assert not np.array_equal(two, second.right)
+    # All are sent to the second, and all but a tenth of them to the third.
+    three = cascade_of_three(stages, 1.4)
+    alone = replace(stages, others=[third])
+    assert three.mean() >= max(right.mean() for right in cascades(alone, 1.4))
+    ends = 2 * third.logits + both / 3
+    last = np.argsort(rivals.margins(replace(second, logits=both / 3)), kind="stable")[:36]
+    of_three = np.where(np.isin(np.arange(40), last), ends.argmax(axis=1) == 0, two)
+    assert three.mean() >= of_three.mean()
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.1, 21))
 def test_cascade_needs_no_more_compute_than_given(fraction):
     # Right are those that are sent on, so the accuracy tells how many they were.
-    (right,) = cascades([_always(0.1, False), _always(0.8, True)], [], fraction)
+    (right,) = cascades(Stages(_always(0.1, False), [_always(0.8, True)]), fraction)
     found = right.mean()
     half_an_image = 0.8 / 40 / 2
     assert 0.1 + 0.8 * found <= fraction + half_an_image + 1e-9
@@ -108,17 +126,18 @@ def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
     logits[::2, 0] = 9
     second = Outcome(first.widths, np.arange(40) % 2 == 0, np.full(40, 0.2), logits)
     # All go on to the second and the other half to the third: 0.1 + 0.2 + 0.5.
-    assert cascade_of_three([first, third], [first, second], 0.8).all()
+    stages = Stages(first, [third, second])
+    assert cascade_of_three(stages, 0.8).all()
     # By one step alone no more than 70 % could go to the third.
-    found = cascades([first, third], [first, second], 0.8)
+    found = cascades(stages, 0.8)
     assert max(right.mean() for right in found) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.3, 13))
 def test_cascade_of_three_is_no_worse_than_a_cascade_of_two(fraction):
-    uniform = [_answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)]
-    found = cascade_of_three(uniform, [], fraction)
-    assert found.mean() >= max(right.mean() for right in cascades(uniform, [], fraction))
+    stages = Stages(_answers(0.1, 0), [_answers(0.4, 1), _answers(1.0, 2)])
+    found = cascade_of_three(stages, fraction)
+    assert found.mean() >= max(right.mean() for right in cascades(stages, fraction))
 
 
 # Paths
@@ -158,9 +177,9 @@ IMAGES = coloured(150)
 HELD_OUT = IMAGES.subset(IMAGES.labels == 2)
 
 
-def _bundled(form):
+def _bundled(form, views="both"):
     """A network that was never trained, with a calibrated card."""
-    network = folded(lively_network(chain(5, 8, 4, SIZE), form))
+    network = folded(lively_network(chain(5, 8, 4, SIZE), form, views=views))
     points = calibrate(network, IMAGES, PREPROCESSING, highest_penalty=10.0, points=8)
     card = Card(
         "chain", tuple(COLOURS), network.backbone, network.agent.config, PREPROCESSING, points
@@ -168,8 +187,9 @@ def _bundled(form):
     return card, network
 
 
-def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
-    card, network = _bundled("paths")
+@pytest.mark.parametrize(("views", "budget"), [("both", 0.7), ("image", 0.9)])
+def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budget):
+    card, network = _bundled("paths", views)
     sent = []
 
     def noted(network, images, preprocessing, paths):
@@ -178,7 +198,6 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
         return outcome
 
     monkeypatch.setattr(rivals, "along", noted)
-    budget = 0.9
     (row,) = measure(card, network, IMAGES, HELD_OUT, [budget], seed=0)
     ours = at_budget(network, card, IMAGES, budget)
     assert (row.budget, row.fraction) == (budget, ours.mean_fraction)
@@ -189,34 +208,44 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch):
     assert row.accuracy["ours"] == ours.accuracy
     assert row.paths == len({tuple(path) for path in ours.widths.tolist()}) > 1
 
+    # The paths that are run on the image are among the looks, which `along` has no part in.
+    paths = card.agent.paths
+    again = sorted(range(len(paths) - 2, 0, -2)) if views == "both" else []
     *sent, drawn = sent
-    n = len(card.agent.paths) + 4
-    uniform, fixed, held_out = sent[:4], sent[4:n], [outcome for _, outcome in sent[n:]]
+    uniform, fixed, held_out = (
+        sent[part] for part in (slice(4), slice(4, 4 + len(again)), slice(4 + len(again), None))
+    )
     assert [path.tolist() for path, _ in uniform] == [[[w] * 5] for w in range(1, 5)]
-    assert [tuple(path[0]) for path, _ in fixed] == list(card.agent.paths)
-    uniform, fixed = ([outcome for _, outcome in part] for part in (uniform, fixed))
+    assert [tuple(path[0]) for path, _ in fixed] == [paths[n] for n in again]
+    uniform = [outcome for _, outcome in uniform]
+    fixed = [along(network, IMAGES, PREPROCESSING, np.array([path])) for path in paths]
     by_lot = mixture([*fixed, uniform[-1]], row.fraction)
     assert row.accuracy["uniform"] == mixture(uniform, row.fraction).mean()
-    assert row.accuracy["fixed"] == by_lot.mean()
+    assert row.accuracy["fixed"] == pytest.approx(by_lot.mean())
     apart = ours.right - by_lot
     assert row.error["fixed"] == pytest.approx(np.std(apart) / np.sqrt(len(IMAGES)))
     assert row.error["ours"] == 0
-    fixed.sort(key=lambda outcome: outcome.mean_fraction)
-    found = [right.mean() for right in cascades(uniform, fixed, row.fraction)]
+    looks = Policy(network, IMAGES, PREPROCESSING).alone()
+    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], card.agent.blend, IMAGES.labels)
+    found = [right.mean() for right in cascades(stages, row.fraction)]
     assert row.accuracy["cascade"] == max(found)
+    assert row.accuracy["cascade of 3"] == cascade_of_three(stages, row.fraction).mean()
     # The held-out images choose another path than the test images would.
-    assert {len(outcome.right) for outcome in held_out} == {len(HELD_OUT)}
-    held_out = held_out[:4], sorted(held_out[4:], key=lambda outcome: outcome.mean_fraction)
-    chosen = int(np.argmax([right.mean() for right in cascades(*held_out, row.fraction)]))
+    assert {len(outcome.right) for _, outcome in held_out} == {len(HELD_OUT)}
+    first, *others = (outcome for _, outcome in held_out)
+    looks = Policy(network, HELD_OUT, PREPROCESSING).alone()
+    known = Stages(first, [*others, *looks[1:]], card.agent.blend, HELD_OUT.labels)
+    chosen = int(np.argmax([right.mean() for right in cascades(known, row.fraction)]))
     assert row.accuracy["cascade, calibrated"] == found[chosen] < max(found)
     spent = path_macs(drawn[0], network.table, agent=False).mean() / network.table.full
     assert spent == pytest.approx(ours.mean_fraction, abs=0.05)
     assert row.accuracy["random"] == drawn[1].accuracy
-    # The same paths, as often, but not each with its own image.
-    others = ours.widths[np.random.default_rng(0).permutation(len(IMAGES))]
-    assert not np.array_equal(others, ours.widths)
-    shuffled = along(network, IMAGES, PREPROCESSING, others)
-    assert row.accuracy["shuffled"] == pytest.approx(shuffled.accuracy)
+    # The same ways, as often, but not each with its own image.
+    order = np.random.default_rng(0).permutation(len(IMAGES))
+    policy = Policy(network, IMAGES, PREPROCESSING)
+    ways = policy(card.penalty(budget)).routes
+    assert not np.array_equal(ways[order], ways)
+    assert row.accuracy["shuffled"] == policy.along(ways[order]).accuracy
 
 
 def test_measure_layer_by_layer_has_no_fixed_paths():

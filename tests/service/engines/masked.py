@@ -37,10 +37,13 @@ class MaskedNetwork:
         self, image: np.ndarray, penalty: float, limit: float
     ) -> tuple[np.ndarray, list[int], int]:
         """As `run`, but the numbers of all paths run: one after another, until the agent stops."""
-        ran, spent = [0], 0
+        ran, spent, logits = [0], 0, None
         while True:
             here = ran[-1]
-            logits, end, macs = self.along(image, list(self.agent.paths[here]))
+            seen = image[:, :, ::-1] if self.mirrored(here) else image
+            answer, end, macs = self.along(seen, list(self.agent.paths[here]))
+            both = self.agent.views == "both" and here > 0
+            logits = (2 * answer + logits) / 3 if both else answer
             spent += macs
             if here >= self.agent.deciding:
                 return logits, ran, spent
@@ -55,6 +58,12 @@ class MaskedNetwork:
             if best == here:
                 return logits, ran, spent
             ran.append(best)
+
+    def mirrored(self, number: int) -> bool:
+        """Every second path, from the whole network down; the narrowest is not."""
+        if self.agent.views == "image" or number == 0:
+            return False
+        return (len(self.agent.paths) - number) % 2 == 0
 
     def cost(self, number: int) -> int:
         """MACs of one of the agent's paths and of the decision after it: what running it gives."""

@@ -11,17 +11,22 @@ import numpy as np
 
 from models.bundle import Bundle, CalibrationPoint, Card, tensor_shapes
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig, Sees
+from models.config import AgentConfig, BackboneConfig, Sees, Views
 from models.preprocess import Preprocessing
 from service.engines.base import Result
 from tests.service.engines.masked import MaskedNetwork
 
 
 def agent_of(
-    form: str, backbone: BackboneConfig, looks: int = 0, sees: Sees = "maps"
+    form: str,
+    backbone: BackboneConfig,
+    looks: int = 0,
+    sees: Sees = "maps",
+    views: Views = "both",
 ) -> AgentConfig:
     if form == "paths":
-        return AgentConfig(form, hidden=12, paths=some_paths(backbone), looks=looks, sees=sees)
+        paths = some_paths(backbone)
+        return AgentConfig(form, hidden=12, paths=paths, looks=looks, sees=sees, views=views)
     return AgentConfig(form, encoding=24, hidden=24)
 
 
@@ -47,10 +52,15 @@ def path_of(backbone: BackboneConfig, widths: Iterable[int]) -> tuple[int, ...]:
 
 
 def random_bundle(
-    backbone: BackboneConfig, form: str, seed: int = 0, looks: int = 0, sees: Sees = "maps"
+    backbone: BackboneConfig,
+    form: str,
+    seed: int = 0,
+    looks: int = 0,
+    sees: Sees = "maps",
+    views: Views = "both",
 ) -> Bundle:
     """A bundle whose agent takes different paths for different images."""
-    rng, agent = np.random.default_rng(seed), agent_of(form, backbone, looks, sees)
+    rng, agent = np.random.default_rng(seed), agent_of(form, backbone, looks, sees, views)
     tensors = {}
     for name, shape in tensor_shapes(backbone, agent).items():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1

@@ -11,7 +11,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.compute import path_macs
-from models.config import BackboneConfig, ConvConfig, Sees
+from models.config import BackboneConfig, ConvConfig, Sees, Views
 from service.engines.base import Result
 from service.engines.onnx_graph import OnnxEngine
 from tests.service.engines.masked import MaskedNetwork
@@ -154,12 +154,21 @@ def test_engine_each_path_is_chosen_where_the_cap_allows_no_dearer(
 
 
 @pytest.mark.parametrize("cap", [0.7, 1.0, 1.6, math.inf])
-@pytest.mark.parametrize(("looks", "sees"), [(0, "maps"), (1, "maps"), (2, "maps"), (0, "answer")])
+@pytest.mark.parametrize(
+    ("looks", "sees", "views"),
+    [
+        (0, "maps", "both"),
+        (1, "maps", "both"),
+        (2, "maps", "both"),
+        (0, "answer", "both"),
+        (0, "answer", "image"),
+    ],
+)
 @pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL, EXACT, PADDED], ids=lambda b: b.name)
 def test_engine_runs_path_after_path_as_the_masked_network(
-    backbone: BackboneConfig, looks: int, sees: Sees, cap: float
+    backbone: BackboneConfig, looks: int, sees: Sees, views: Views, cap: float
 ) -> None:
-    bundle, n = random_bundle(backbone, "paths", looks=looks, sees=sees), 24
+    bundle, n = random_bundle(backbone, "paths", looks=looks, sees=sees, views=views), 24
     penalty = np.geomspace(0.05, 20, n).astype(np.float32)
     rows = random_images(backbone, n, seed=2), penalty, np.full(n, cap)
     widths = check_agreement(bundle, *rows)

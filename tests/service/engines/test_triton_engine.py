@@ -10,7 +10,7 @@ import torch
 
 from models.backbones import build
 from models.bundle import Bundle
-from models.config import BackboneConfig, Sees
+from models.config import BackboneConfig, Sees, Views
 from service.engines import create_engine
 from service.engines.reference import TorchEngine
 from service.engines.triton_engine import CannotRun, TritonEngine, check_answers
@@ -36,22 +36,22 @@ def engine_of(bundle: Bundle, *batches: int, dtype: torch.dtype = torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "looks", "sees"),
+    ("backbone", "looks", "sees", "views"),
     [
-        (CHAIN, 0, "maps"),
-        (CHAIN, 1, "maps"),
-        (CHAIN, 0, "answer"),
-        (RESIDUAL, 0, "maps"),
-        (PADDED, 0, "maps"),
-        (LINEARS, 0, "maps"),
-        (THREE_GROUPS, 0, "maps"),
+        (CHAIN, 0, "maps", "image"),
+        (CHAIN, 1, "maps", "both"),
+        (CHAIN, 0, "answer", "both"),
+        (RESIDUAL, 0, "maps", "both"),
+        (PADDED, 0, "maps", "both"),
+        (LINEARS, 0, "maps", "both"),
+        (THREE_GROUPS, 0, "maps", "both"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_engine_mixed_rows_agree_with_reference(
-    backbone: BackboneConfig, looks: int, sees: Sees
+    backbone: BackboneConfig, looks: int, sees: Sees, views: Views
 ) -> None:
-    bundle = random_bundle(backbone, "paths", looks=looks, sees=sees)
+    bundle = random_bundle(backbone, "paths", looks=looks, sees=sees, views=views)
     rows = tuple(part[: 3 * ROWS : 3] for part in mixed_rows(bundle))
     wanted = TorchEngine(bundle, threads=1).run(*rows)
     check_same(engine_of(bundle, ROWS).run(*rows), wanted)
