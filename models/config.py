@@ -186,10 +186,9 @@ class AgentConfig:
             probabilities, or "maps", the largest sorted, every class's, and the last map's means.
             Cards that do not say, as older ones, have "maps".
         views: of the form "paths", what they look at: "image", or "both", the image and its mirror
-            image. Then every second path, counted from the whole network, is run on the mirror
-            image, and an answer is the path's logits, blended with the answer before, if there is
-            one: two views of an image err less alike than two widths do. Cards that do not say,
-            as older ones, have "image".
+            image. Then some paths are run on the mirror image (`mirrored`), and an answer is the
+            path's logits, blended with the answer before, if there is one: two views of an image
+            err less alike than two widths do. Cards that do not say, as older ones, have "image".
         encoding: of the other forms, features into which each layer's pooled input is encoded.
         hidden: features of the hidden layers, or of the recurrent cell.
     """
@@ -222,9 +221,13 @@ class AgentConfig:
         return BLEND if self.views == "both" else 0.0
 
     def mirrored(self, number: int) -> bool:
-        """Whether a path is run on the mirror image."""
+        """Whether a path is run on the mirror image.
+
+        The second is, as it follows the narrowest, and every second one, counted from the whole.
+        """
         last = len(self.paths) - 1
-        return self.views == "both" and 0 < number < last and (last - number) % 2 == 1
+        second = number == 1 or (last - number) % 2 == 1
+        return self.views == "both" and 0 < number < last and second
 
     @property
     def deciding(self) -> int:

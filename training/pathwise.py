@@ -201,9 +201,7 @@ def _loss(agent: PathAgent, looks: Looks, penalty: Tensor) -> Tensor:
     return q_error(agent, looks.seen, [-losses for losses in looks.losses], penalty)
 
 
-def q_error(
-    agent: PathAgent, seen: list[Tensor], worth: list[Tensor], penalty: Tensor
-) -> Tensor:
+def q_error(agent: PathAgent, seen: list[Tensor], worth: list[Tensor], penalty: Tensor) -> Tensor:
     """Squared error of what the agent expects, against the returns under its own choices.
 
     Args:
@@ -261,9 +259,7 @@ RULES = {"right": _right, "loss": _loss, "gumbel": _gumbel, "supervised": _super
 
 
 @torch.no_grad()
-def follow(
-    agent: PathAgent, seen: list[Tensor], penalty: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def follow(agent: PathAgent, seen: list[Tensor], penalty: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where the agent stops.
 
     Returns: the number (N,) of the path; of the one before, 0 if there was none; and what going

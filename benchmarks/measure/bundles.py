@@ -36,7 +36,7 @@ def random_bundle(
     """
     backbone = backbones.build(name, classes, width=width, image_size=image_size)
     paths = spaced_paths(backbone, seed)
-    agent = AgentConfig("paths", hidden=HIDDEN, sees="answer", paths=paths)
+    agent = AgentConfig("paths", hidden=HIDDEN, sees="answer", views="both", paths=paths)
     rng = np.random.default_rng(seed)
     tensors = {}
     for key, shape in tensor_shapes(backbone, agent).items():

@@ -68,7 +68,7 @@ def paths_graph(bundle: Bundle) -> OnnxGraph:
         helper.make_tensor_value_info("left", TensorProto.INT64, ["N", 1]),
     ]
     if agent.blend:
-        shape = ["N", wiring.config.classes]
+        shape = "N", wiring.config.classes
         inputs.append(helper.make_tensor_value_info("before", TensorProto.FLOAT, shape))
     chosen = helper.make_tensor_value_info("chosen", TensorProto.INT64, [None])
     return wiring.scope.finish(inputs, [wiring.network.logits("N"), chosen])

@@ -216,6 +216,18 @@ def test_read_bundle_of_fewer_looks_than_it_has_tensors_for_raises(tmp_path, loo
         read_bundle(tmp_path / "tiny")
 
 
+def test_read_bundle_gives_back_its_views_and_takes_a_card_that_does_not_say_for_the_image(
+    tmp_path,
+):
+    image = card_of("paths", tiny_backbone())
+    both = replace(image, agent=replace(image.agent, views="both"))
+    for card in (image, both):
+        write_bundle(tmp_path / card.agent.views, card, make_tensors(card))
+        assert read_bundle(tmp_path / card.agent.views).card.agent == card.agent
+    edit(tmp_path / "both", lambda values: values["agent"].pop("views"))
+    assert read_bundle(tmp_path / "both").card.agent == image.agent
+
+
 def test_read_bundle_gives_back_what_it_sees_and_takes_a_card_that_does_not_say_for_maps(tmp_path):
     maps = card_of("paths", tiny_backbone())
     answer = replace(maps, agent=replace(maps.agent, sees="answer"))

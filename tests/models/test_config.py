@@ -114,6 +114,21 @@ def test_agent_config_that_sees_something_unknown_raises():
         AgentConfig("paths", paths=(NARROWEST, WHOLE), sees="all")
 
 
+def test_agent_config_of_unknown_views_raises():
+    with pytest.raises(ValueError, match="agent views 'mirror': choose 'image' or 'both'"):
+        AgentConfig("paths", paths=(NARROWEST, WHOLE), views="mirror")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_agent_config_mirrors_the_second_path_and_every_second_below_the_whole(count):
+    paths = (NARROWEST, *[(1, 1, 1, 1, 1, 2)] * (count - 2), WHOLE)
+    both, image = (AgentConfig("paths", paths=paths, views=views) for views in ("both", "image"))
+    mirrored = {2: [], 3: [1], 4: [1, 2], 5: [1, 3], 6: [1, 2, 4]}[count]
+    assert [number for number in range(count) if both.mirrored(number)] == mirrored
+    assert not any(image.mirrored(number) for number in range(count))
+    assert (both.blend, image.blend) == (pytest.approx(1 / 3), 0)
+
+
 def test_backbone_config_of_groups_that_do_not_divide_raises():
     with pytest.raises(ValueError, match="a has 6 channels, which 4 groups do not divide"):
         replace(tiny_backbone(), groups=4)

@@ -35,7 +35,7 @@ def walk(network, image, penalty, cap):
     """The numbers of the paths that an image (3, H, W) is run along, one decision at a time, and
     the logits in the end."""
     agent, macs = network.agent, network.table.looks
-    mirrored = {"image": [], "both": range(len(macs) - 2, 0, -2)}[agent.config.views]
+    mirrored = {"image": [], "both": {1, *range(len(macs) - 2, 0, -2)}}[agent.config.views]
     number, left, answer = 0, cap * network.table.full - macs[0], None
     ran = [0]
     while True:

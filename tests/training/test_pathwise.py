@@ -53,7 +53,7 @@ def test_record_holds_what_each_path_answers_by_itself(looks, sees):
     kept = (looks or n_paths - 1) if sees == "maps" else 0
     assert len(records.pooled) == kept
     for number, path in enumerate(agent.paths):
-        view = images.flip(3) if number in range(n_paths - 2, 0, -2) else images
+        view = images.flip(3) if number in {1, *range(n_paths - 2, 0, -2)} else images
         logits = network.along(view, path.expand(20, -1))
         torch.testing.assert_close(records.logits[:, number], logits)
         if number < kept:

@@ -185,6 +185,7 @@ def test_fit_from_a_bundle_for_other_classes_searches_new_paths(fitted, pictures
     ("setting", "told"),
     [
         ("supernet.epochs=0", "setting supernet.epochs is 0: give it some, or start from a bundle"),
+        ("supernet.flip=false", "setting agent.views is 'both', but supernet.flip is false"),
         ("backbone.groups=1", "setting backbone.groups is 1: one group cannot be pruned"),
         ("backbone.pretrained={}", "bundle.json"),
     ],

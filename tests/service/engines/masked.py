@@ -60,10 +60,9 @@ class MaskedNetwork:
             ran.append(best)
 
     def mirrored(self, number: int) -> bool:
-        """Every second path, from the whole network down; the narrowest is not."""
-        if self.agent.views == "image" or number == 0:
-            return False
-        return (len(self.agent.paths) - number) % 2 == 0
+        """The second path, and every second from the whole network down; the narrowest is not."""
+        n = len(self.agent.paths)
+        return self.agent.views == "both" and number in ({1, *range(n - 2, 0, -2)} - {n - 1})
 
     def cost(self, number: int) -> int:
         """MACs of one of the agent's paths and of the decision after it: what running it gives."""
