@@ -148,15 +148,16 @@ def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
     fractions = [100 * point.fraction for point in points]
     accuracies = [100 * point.accuracy for point in points]
     axes.plot(fractions, accuracies, "o-", color="#1f6feb", label="test images")
-    named_at = math.inf
+    named_at, following = math.inf, math.inf
     for point, x, y in reversed(list(zip(points, fractions, accuracies, strict=True))):
-        if named_at - x < _NAME_WIDTH:  # names would lie on each other
-            continue
-        named_at = x
-        axes.annotate(
-            f"budget {point.budget:g}\n{y:.1f} %", (x, y), (6, -22), textcoords="offset points",
-            fontsize=8,
-        )  # fmt: skip
+        if named_at - x >= _NAME_WIDTH:  # else names would lie on each other
+            named_at = x
+            # On the side of the curve where its next point is not.
+            axes.annotate(
+                f"budget {point.budget:g}\n{y:.1f} %", (x, y), (6, -22 if y <= following else 6),
+                textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+        following = y
     held_out = [(100 * p.fraction, 100 * p.accuracy) for p in card.calibration]
     axes.plot(*zip(*held_out, strict=True), ".", color="#9aa4b2", label="held-out training images")
     axes.set_xlabel("mean compute, % of the full network's MACs")

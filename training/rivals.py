@@ -12,8 +12,8 @@
 - shuffled: the ways that ours went, each given to another image. What it loses against ours is what
   looking at the image was worth. (Nobody has to look, so it also spends less.)
 
-Where ours looks at mirror images and blends its answers, the cascades do so on the same paths, and
-what is shuffled does.
+Where ours looks at mirror images and blends its answers, the cascades do so on the same paths, or
+do not blend, whichever is better, and what is shuffled does.
 
 Between two fixed paths lies their mixture by lot, whose accuracy is the mean of theirs.
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ def measure(
     backbone, rng = network.backbone, np.random.default_rng(seed)
     policy, known = (Policy(network, of, card.preprocessing) for of in (images, held_out))
     looks, agent = policy.alone(), card.agent
-    blend, labels = agent.blend, images.labels
+    blends = sorted({0.0, agent.blend})
 
     def all_along(images: Images, path: IntArray) -> Outcome:
         return along(network, images, card.preprocessing, path)
@@ -88,9 +88,9 @@ def measure(
         all_along(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
         for number, look in enumerate(looks)
     ]
-    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blend, labels)
+    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blends, images.labels)
     first, *others = (all_along(held_out, path) for path in widths)
-    calibrating = Stages(first, [*others, *known.alone()[1:]], blend, held_out.labels)
+    calibrating = Stages(first, [*others, *known.alone()[1:]], blends, held_out.labels)
 
     rows = []
     for number, budget in enumerate(budgets):
@@ -159,30 +159,30 @@ class Stages:
 
     Attributes:
         first: the narrowest path. others: what each may go on to, and answers by itself.
-        blend: what the answer before counts in an answer.
+        blends: what the answer before may count in an answer.
         labels: (N,) of the images, for answers that are blended.
     """
 
     first: Outcome
     others: Sequence[Outcome]
-    blend: float = 0.0
+    blends: Sequence[float] = (0.0,)
     labels: IntArray | None = None
 
-    def after(self, before: Outcome, again: Outcome) -> Outcome:
+    def after(self, before: Outcome, again: Outcome, blend: float) -> Outcome:
         """A stage after another one: its compute, and the answer of both."""
-        if not self.blend:
+        if not blend:
             return again
-        logits = (1 - self.blend) * again.logits + self.blend * before.logits
+        logits = (1 - blend) * again.logits + blend * before.logits
         return replace(again, logits=logits, right=logits.argmax(axis=1) == self.labels)
 
 
 def cascades(stages: Stages, fraction: float) -> list[Right]:
-    """Which are right at a mean fraction in the cascade from the narrowest path to each other."""
+    """Which are right at a mean fraction in each cascade from the narrowest path to another."""
     first = stages.first
     order = np.argsort(margins(first), kind="stable")
     found: list[Right] = []
-    for other in stages.others:
-        second = stages.after(first, other)
+    for other, blend in product(stages.others, stages.blends):
+        second = stages.after(first, other, blend)
         count = (fraction - first.mean_fraction) / second.mean_fraction * len(order)
         again = order[: int(np.clip(round(count), 0, len(order)))]
         right = first.right.copy()
@@ -197,9 +197,9 @@ def cascade_of_three(stages: Stages, fraction: float) -> Right:
     order = np.argsort(margins(first), kind="stable")
     found = cascades(stages, fraction)
     by_compute = sorted(stages.others, key=lambda other: other.mean_fraction)
-    for one, other in combinations(by_compute, 2):
-        second = stages.after(first, one)
-        third, doubt = stages.after(second, other), margins(second)
+    for (one, other), blend in product(combinations(by_compute, 2), stages.blends):
+        second = stages.after(first, one, blend)
+        third, doubt = stages.after(second, other, blend), margins(second)
         for share in GOING_ON:
             cost = second.mean_fraction + share * third.mean_fraction
             count = (fraction - first.mean_fraction) / cost * len(order)

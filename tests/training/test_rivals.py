@@ -94,11 +94,15 @@ def test_cascade_sends_on_those_whose_two_best_classes_are_closest(fraction):
 
 def test_cascade_that_blends_counts_the_answer_before_for_a_third():
     first, second, third = _answers(0.1, 0), _answers(0.4, 1), _answers(1.0, 2)
-    stages = Stages(first, [second, third], 1 / 3, np.zeros(40, np.int64))
+    stages = Stages(first, [second, third], [1 / 3], np.zeros(40, np.int64))
     (two,) = cascades(replace(stages, others=[second]), 0.5)
     both = 2 * second.logits + first.logits
     assert np.array_equal(two, both.argmax(axis=1) == 0)
     assert not np.array_equal(two, second.right)
+    # It may blend or not.
+    either = replace(stages, others=[second], blends=[0.0, 1 / 3])
+    (plain,) = cascades(replace(stages, others=[second], blends=[0.0]), 0.5)
+    assert np.array_equal(cascades(either, 0.5), [plain, two])
     # All are sent to the second, and all but a tenth of them to the third.
     three = cascade_of_three(stages, 1.4)
     alone = replace(stages, others=[third])
@@ -225,8 +229,8 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     apart = ours.right - by_lot
     assert row.error["fixed"] == pytest.approx(np.std(apart) / np.sqrt(len(IMAGES)))
     assert row.error["ours"] == 0
-    looks = Policy(network, IMAGES, PREPROCESSING).alone()
-    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], card.agent.blend, IMAGES.labels)
+    looks, blends = Policy(network, IMAGES, PREPROCESSING).alone(), sorted({0, card.agent.blend})
+    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blends, IMAGES.labels)
     found = [right.mean() for right in cascades(stages, row.fraction)]
     assert row.accuracy["cascade"] == max(found)
     assert row.accuracy["cascade of 3"] == cascade_of_three(stages, row.fraction).mean()
@@ -234,7 +238,7 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     assert {len(outcome.right) for _, outcome in held_out} == {len(HELD_OUT)}
     first, *others = (outcome for _, outcome in held_out)
     looks = Policy(network, HELD_OUT, PREPROCESSING).alone()
-    known = Stages(first, [*others, *looks[1:]], card.agent.blend, HELD_OUT.labels)
+    known = Stages(first, [*others, *looks[1:]], blends, HELD_OUT.labels)
     chosen = int(np.argmax([right.mean() for right in cascades(known, row.fraction)]))
     assert row.accuracy["cascade, calibrated"] == found[chosen] < max(found)
     spent = path_macs(drawn[0], network.table, agent=False).mean() / network.table.full
