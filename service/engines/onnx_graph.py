@@ -137,10 +137,10 @@ class _ByLooks:
             "left": left[:, None],
         }
         if self._blend:
-            inputs["before"] = np.zeros((len(images), self._classes), np.float32)
-            if before is not None:
-                inputs["before"] = before
+            nothing = np.zeros((len(images), self._classes), np.float32)
+            inputs["before"] = nothing if before is None else before
         logits, chosen = self._session.run(["logits", "chosen"], inputs)
+        # The graph blends only what the agent decides by: its last path is the plain network too.
         if before is not None and self._blend and number >= self._deciding:
             logits += self._blend * (before - logits)
         return logits, chosen
