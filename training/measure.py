@@ -119,7 +119,7 @@ class Policy:
         return found
 
     @torch.no_grad()
-    def along(self, routes: npt.NDArray[np.bool_]) -> Outcome:
+    def by_routes(self, routes: npt.NDArray[np.bool_]) -> Outcome:
         """Send each image along those of the agent's paths that its row of (N, M) names.
 
         The first path must be among them; nothing is counted for deciding.

@@ -79,17 +79,17 @@ def measure(
     looks, agent = policy.alone(), card.agent
     blends = sorted({0.0, agent.blend})
 
-    def all_along(images: Images, path: IntArray) -> Outcome:
-        return along(network, images, card.preprocessing, path)
+    def sent(images: Images, paths: IntArray) -> Outcome:
+        return along(network, images, card.preprocessing, paths)
 
     widths = [uniform_path(network, width) for width in range(1, backbone.groups + 1)]
-    uniform = [all_along(images, path) for path in widths]
+    uniform = [sent(images, path) for path in widths]
     fixed = [
-        all_along(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
+        sent(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
         for number, look in enumerate(looks)
     ]
     stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blends, images.labels)
-    first, *others = (all_along(held_out, path) for path in widths)
+    first, *others = (sent(held_out, path) for path in widths)
     calibrating = Stages(first, [*others, *known.alone()[1:]], blends, held_out.labels)
 
     rows = []
@@ -101,9 +101,9 @@ def measure(
         by_margin = cascades(stages, spent)
         chosen = int(np.argmax(np.mean(cascades(calibrating, spent), axis=1)))
         if ours.routes is None:
-            shuffled = all_along(images, ours.widths[order])
+            shuffled = sent(images, ours.widths[order])
         else:
-            shuffled = policy.along(ours.routes[order])
+            shuffled = policy.by_routes(ours.routes[order])
         right: dict[str, Right | None] = {
             "ours": ours.right,
             "cascade": max(by_margin, key=np.mean),
@@ -111,7 +111,7 @@ def measure(
             "cascade of 3": cascade_of_three(stages, spent),
             "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
             "uniform": mixture(uniform, spent),
-            "random": all_along(images, drawn).right,
+            "random": sent(images, drawn).right,
             "shuffled": shuffled.right,
         }
         made = {name: found for name, found in right.items() if found is not None}

@@ -105,7 +105,7 @@ def test_policy_along_the_ways_that_images_went_answers_the_same(views):
     network = folded(lively_network(backbone, "paths", views=views))
     policy = Policy(network, images, PREPROCESSING)
     found, alone = policy(0.05), policy.alone()
-    again = policy.along(found.routes)
+    again = policy.by_routes(found.routes)
     assert found.routes.sum(axis=1).max() >= 2
     np.testing.assert_allclose(again.logits, found.logits, rtol=1e-4, atol=1e-5)
     assert np.array_equal(again.widths, found.widths)

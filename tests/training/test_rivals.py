@@ -249,7 +249,7 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     policy = Policy(network, IMAGES, PREPROCESSING)
     ways = policy(card.penalty(budget)).routes
     assert not np.array_equal(ways[order], ways)
-    assert row.accuracy["shuffled"] == policy.along(ways[order]).accuracy
+    assert row.accuracy["shuffled"] == policy.by_routes(ways[order]).accuracy
 
 
 def test_measure_layer_by_layer_has_no_fixed_paths():
