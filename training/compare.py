@@ -207,6 +207,7 @@ def picture(report: dict[str, Any]) -> bytes:
         "cascade": {"color": "#d9822b", "marker": "s"},
         "cascade, calibrated": {"color": "#d9822b", "marker": "s", "linestyle": ":"},
         "cascade of 3": {"color": "#b45309", "marker": "D", "linestyle": "--"},
+        "cascade of 3, calibrated": {"color": "#b45309", "marker": "D", "linestyle": ":"},
         "fixed": {"color": "#2e7d32", "marker": "^"},
         "uniform": {"color": "#6b7280", "marker": "v"},
         "random": {"color": "#9aa4b2", "marker": "x", "linestyle": "--"},
@@ -237,6 +238,7 @@ def picture(report: dict[str, Any]) -> bytes:
         axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
     # Random paths may be far below all others, which would then be drawn on top of each other.
     drawn = [v for row in report["rows"] for k, v in row["accuracy"].items() if k != "random"]
+    drawn += [point["accuracy"] for other in report["others"] for point in other["points"]]
     axes.set_ylim(bottom=100 * min(drawn) - 2)
     axes.set_xlabel("mean compute, % of the full network's MACs")
     axes.set_ylabel("accuracy on test images, %")

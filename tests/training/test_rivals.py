@@ -17,8 +17,8 @@ from training.evaluation import at_budget
 from training.measure import Outcome, Policy, along
 from training.rivals import (
     Stages,
-    cascade_of_three,
     cascades,
+    cascades_of_three,
     measure,
     mixture,
     random_paths,
@@ -104,7 +104,7 @@ def test_cascade_that_blends_counts_the_answer_before_for_a_third():
     (plain,) = cascades(replace(stages, others=[second], blends=[0.0]), 0.5)
     assert np.array_equal(cascades(either, 0.5), [plain, two])
     # All are sent to the second, and all but a tenth of them to the third.
-    three = cascade_of_three(stages, 1.4)
+    three = max(cascades_of_three(stages, 1.4), key=np.mean)
     alone = replace(stages, others=[third])
     assert three.mean() >= max(right.mean() for right in cascades(alone, 1.4))
     ends = 2 * third.logits + both / 3
@@ -131,17 +131,18 @@ def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
     second = Outcome(first.widths, np.arange(40) % 2 == 0, np.full(40, 0.2), logits)
     # All go on to the second and the other half to the third: 0.1 + 0.2 + 0.5.
     stages = Stages(first, [third, second])
-    assert cascade_of_three(stages, 0.8).all()
+    assert any(right.all() for right in cascades_of_three(stages, 0.8))
     # By one step alone no more than 70 % could go to the third.
     found = cascades(stages, 0.8)
     assert max(right.mean() for right in found) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.3, 13))
-def test_cascade_of_three_is_no_worse_than_a_cascade_of_two(fraction):
+def test_cascades_of_three_begin_with_those_of_two(fraction):
     stages = Stages(_answers(0.1, 0), [_answers(0.4, 1), _answers(1.0, 2)])
-    found = cascade_of_three(stages, fraction)
-    assert found.mean() >= max(right.mean() for right in cascades(stages, fraction))
+    found, two = cascades_of_three(stages, fraction), cascades(stages, fraction)
+    assert np.array_equal(found[: len(two)], two)
+    assert len(found) == len(two) + len(rivals.GOING_ON)
 
 
 # Paths
@@ -206,8 +207,8 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     ours = at_budget(network, card, IMAGES, budget)
     assert (row.budget, row.fraction) == (budget, ours.mean_fraction)
     assert list(row.accuracy) == [
-        "ours", "cascade", "cascade, calibrated", "cascade of 3", "fixed", "uniform", "random",
-        "shuffled",
+        "ours", "cascade", "cascade, calibrated", "cascade of 3", "cascade of 3, calibrated",
+        "fixed", "uniform", "random", "shuffled",
     ]  # fmt: skip
     assert row.accuracy["ours"] == ours.accuracy
     assert row.paths == len({tuple(path) for path in ours.widths.tolist()}) > 1
@@ -233,7 +234,8 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blends, IMAGES.labels)
     found = [right.mean() for right in cascades(stages, row.fraction)]
     assert row.accuracy["cascade"] == max(found)
-    assert row.accuracy["cascade of 3"] == cascade_of_three(stages, row.fraction).mean()
+    of_three = [right.mean() for right in cascades_of_three(stages, row.fraction)]
+    assert row.accuracy["cascade of 3"] == max(of_three)
     # The held-out images choose another path than the test images would.
     assert {len(outcome.right) for _, outcome in held_out} == {len(HELD_OUT)}
     first, *others = (outcome for _, outcome in held_out)
@@ -241,6 +243,8 @@ def test_measure_gives_every_rival_the_compute_of_ours(monkeypatch, views, budge
     known = Stages(first, [*others, *looks[1:]], blends, HELD_OUT.labels)
     chosen = int(np.argmax([right.mean() for right in cascades(known, row.fraction)]))
     assert row.accuracy["cascade, calibrated"] == found[chosen] < max(found)
+    chosen = int(np.argmax([right.mean() for right in cascades_of_three(known, row.fraction)]))
+    assert row.accuracy["cascade of 3, calibrated"] == of_three[chosen]
     spent = path_macs(drawn[0], network.table, agent=False).mean() / network.table.full
     assert spent == pytest.approx(ours.mean_fraction, abs=0.05)
     assert row.accuracy["random"] == drawn[1].accuracy
