@@ -41,6 +41,9 @@ from models.storage import Tensors, unpack
 FORMAT = 3
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
 
+# Accuracies on held-out images that differ by less are alike: about the standard error of such a
+# difference on some thousand images, of which few are right along one way and wrong along another.
+NOISE = 0.001
 # Penalties below it, on either side of zero, count as small.
 _LINEAR_PENALTY = 0.003
 
@@ -115,6 +118,19 @@ class Card:
         """The lowest cap that can be kept, rounded up to 4 digits."""
         table = self.table()
         return math.ceil(table.least / table.full * 1e4) / 1e4
+
+    @cached_property
+    def best_budget(self) -> float:
+        """The least budget at which held-out images are as often right as at any, within `NOISE`.
+
+        More is not always better: an agent that looks at two views of an image may be right more
+        often than the full network, which sees one. Where the dearest point is best, nothing says
+        that less than the full network would do.
+        """
+        *cheaper, _ = self.calibration
+        least = max(point.accuracy for point in self.calibration) - NOISE
+        enough = (point.fraction for point in cheaper if point.accuracy >= least)
+        return max(round(min(next(enough, 1.0), 1.0), 4), self.min_fraction)
 
     def penalty(self, budget: float) -> float:
         """The penalty that spends `budget` of the full MACs on average; 0 at budget 1.

@@ -19,12 +19,22 @@ class Auto:
     Attributes:
         target_s: seconds within which at least 95 of 100 requests are to be answered.
         floor: the least share of the full MACs to go down to, in (0, 1].
-        ceiling: the most, where there is time.
+        ceiling: the most, where there is time; None: what a request names, or else what the model
+            is best at (`Card.best_budget`).
     """
 
     target_s: float
     floor: float
-    ceiling: float = 1.0
+    ceiling: float | None = None
+
+    @property
+    def most(self) -> float:
+        """The most that any request may be given."""
+        return 1.0 if self.ceiling is None else self.ceiling
+
+    def at_rest(self, best: float) -> float:
+        """What a request that names no budget is given where there is time."""
+        return max(best, self.floor) if self.ceiling is None else self.ceiling
 
 
 class Budget:
@@ -40,4 +50,4 @@ class Budget:
     def of(self, least: float) -> float:
         """What a model that is at rest gives, if it cannot spend less than `least`."""
         mode = self.mode
-        return max(mode.budget if isinstance(mode, Fixed) else mode.ceiling, least)
+        return max(mode.budget if isinstance(mode, Fixed) else mode.most, least)

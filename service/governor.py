@@ -51,15 +51,15 @@ class Governor:
             allowed: share of the full MACs.
             now: by `time.perf_counter`.
         """
-        allowed = min(max(allowed, auto.floor), auto.ceiling)
+        allowed = min(max(allowed, auto.floor), auto.most)
         self._approach(allowed, now)
         return min(allowed, self.value)
 
     def in_force(self, auto: Auto, now: float, *, idle: bool) -> float:
         """The budget in force; where nothing waits it goes on rising though no batch is planned."""
         if idle:
-            self._approach(auto.ceiling, now)
-        return min(max(self.value, auto.floor), auto.ceiling)
+            self._approach(auto.most, now)
+        return min(max(self.value, auto.floor), auto.most)
 
     def answered(self, auto: Auto, seconds: float) -> None:
         """See how long a request took, and aim lower if too many are late."""

@@ -68,6 +68,7 @@ class Planner:
         mode = self._budget.mode
         if isinstance(mode, Auto):
             value = self.governor.in_force(mode, time.perf_counter(), idle=idle)
+            value = min(value, mode.at_rest(self._card.best_budget))
         else:
             value = mode.budget
         return max(value, self._card.min_fraction)
@@ -229,7 +230,7 @@ class Planner:
         if asked.budget is not None:
             return asked.budget
         if isinstance(mode, Auto):
-            return max(mode.ceiling, self._card.min_fraction)
+            return max(mode.at_rest(self._card.best_budget), self._card.min_fraction)
         if asked.due < math.inf:
             return 1.0
         return max(mode.budget, self._card.min_fraction)

@@ -126,11 +126,15 @@ class AutoBudget(BaseModel):
         ge=0.01, le=60_000, allow_inf_nan=False, description="of whole requests, at least 95 in 100"
     )
     floor: Share = Field(0.1, description="the least to go down to")
-    ceiling: Share = Field(1.0, description="the most, where there is time")
+    ceiling: Share | None = Field(
+        None,
+        description="the most, where there is time; if null, what a request names, or else the "
+        "model's best_budget",
+    )
 
     @model_validator(mode="after")
     def _floor_below_ceiling(self) -> AutoBudget:
-        if self.floor > self.ceiling:
+        if self.ceiling is not None and self.floor > self.ceiling:
             raise ValueError(f"floor {self.floor} is above ceiling {self.ceiling}")
         return self
 
@@ -179,6 +183,9 @@ class Model(BaseModel):
     labels: list[str]
     full_macs: int
     min_fraction: float = Field(description="the lowest budget that can be reached")
+    best_budget: float = Field(
+        description="the least that is as right as any on held-out images, to 0.1 points"
+    )
     min_cap: float = Field(description="the lowest cap that can be kept")
     groups: int
     layers: int

@@ -64,6 +64,7 @@ def _model(service: Service, model: ServedModel) -> Model:
         labels=list(card.labels),
         full_macs=model.table.full,
         min_fraction=model.min_fraction,
+        best_budget=model.card.best_budget,
         min_cap=model.min_cap,
         groups=card.backbone.groups,
         layers=card.backbone.n_layers,

@@ -54,3 +54,34 @@ def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more(form):
     card = card_of(form, tiny_backbone())
     table = card.table()
     assert 0 <= card.min_cap * table.full - table.least <= 1e-4 * table.full
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ((0.7, 0.9, 0.9013, 0.902), 0.9),
+        ((0.7, 0.8, 0.902, 0.902), 0.9),
+        # The first of those that are as good, which may be the cheapest of all.
+        ((0.9, 0.9, 0.9, 0.9), 0.3001),
+        ((0.7, 0.9, 0.901, 0.9001), 0.5),
+        # More than once over, so the full network.
+        ((0.7, 0.8, 0.85, 0.9), 1),
+        ((0.9, 0.8, 0.7, 0.6), 0.3001),
+    ],
+)
+def test_best_budget_is_the_least_that_is_as_right_as_any(accuracies, best):
+    shares = (0.30004, 0.5, 0.9, 1.4)
+    points = [
+        CalibrationPoint(penalty, share, accuracy)
+        for penalty, share, accuracy in zip((8, 2, 0.5, 0.1), shares, accuracies, strict=True)
+    ]
+    assert replace(make_card(), calibration=tuple(points)).best_budget == best
+
+
+def test_best_budget_beyond_the_full_network_is_the_full_network():
+    points = (
+        CalibrationPoint(8.0, 0.3, 0.5),
+        CalibrationPoint(0.5, 1.1, 0.9),
+        CalibrationPoint(0.1, 1.4, 0.9),
+    )
+    assert replace(make_card(), calibration=points).best_budget == 1

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 
-from models.bundle import Card
+from models.bundle import CalibrationPoint, Card
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.costs import Cost, CostTable
@@ -121,6 +122,25 @@ def test_plan_auto_gives_all_at_rest_and_less_to_each_when_more_wait(card: Card)
     assert budgets == sorted(budgets, reverse=True)
     assert budgets[1] == pytest.approx(0.045 / 0.08, rel=0.08)
     assert budgets[-1] == pytest.approx(0.2)
+
+
+def test_plan_auto_at_rest_gives_what_the_model_is_best_at_or_what_is_named(card: Card) -> None:
+    half = CalibrationPoint(0.5, 0.5, 0.9)
+    card = replace(card, calibration=(card.calibration[0], half, card.calibration[1]))
+    some = planner(card, Auto(10, floor=0.2))
+    rows = decided(some, Asked(0), Asked(0, 0.9), Asked(0, 0.3))
+    assert [(row.budget, row.by) for row in rows] == [
+        (0.5, "load"),
+        (0.9, "request"),
+        (0.3, "request"),
+    ]
+    assert some.in_force(idle=True) == 0.5
+    # A ceiling is for all, and a floor above what is best is kept.
+    some = planner(card, Auto(10, floor=0.2, ceiling=0.8))
+    assert [row.budget for row in decided(some, Asked(0), Asked(0, 0.9))] == [0.8, 0.8]
+    assert some.in_force(idle=True) == 0.8
+    some = planner(card, Auto(10, floor=0.7))
+    assert decided(some, Asked(0))[0].budget == some.in_force(idle=True) == 0.7
 
 
 def test_plan_auto_a_named_budget_is_an_upper_bound(card: Card) -> None:

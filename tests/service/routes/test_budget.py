@@ -26,7 +26,7 @@ def test_put_budget_refused_one_changes_nothing(client: httpx.Client) -> None:
     assert client.get("/budget").json()["budget"] == 0.5
 
 
-AUTO = {"mode": "auto", "target_p95_ms": 50.0, "floor": 0.3, "ceiling": 1.0}
+AUTO = {"mode": "auto", "target_p95_ms": 50.0, "floor": 0.3, "ceiling": None}
 
 
 def test_put_budget_auto_tells_what_is_in_force(client: httpx.Client) -> None:

@@ -28,6 +28,7 @@ def test_get_models_tells_what_every_budget_costs(
         "labels": ["cat", "dog", "owl"],
         "full_macs": card.table().full,
         "min_fraction": 0.2,
+        "best_budget": 1.0,
         "min_cap": card.min_cap,
         "groups": 4,
         "layers": 3,
