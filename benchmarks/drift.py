@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.bundle import Card, read_bundle
+from models.bundle import read_bundle
+from models.card import Card
 from service.budget import Budget, Fixed
 from service.correction import Correction
 from service.engines.base import Engine, Floats, Integers

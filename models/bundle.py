@@ -1,6 +1,6 @@
 """A bundle: a directory with everything needed to serve, verified before use. No torch, no pickle.
 
-<name>/bundle.json         the card: what it is, how it was made, what every budget costs
+<name>/bundle.json         its card, see `models.card`
 <name>/model.safetensors   folded weights (`weight`, `scale` and `shift` per input width), head and
                            agent, in as few bits as `models.storage` says
 <name>/curve.png           accuracy against compute
@@ -12,211 +12,20 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from models.compute import MacTable, mac_table
-from models.config import (
-    AgentConfig,
-    BackboneConfig,
-    decisions,
-    look_sizes,
-    to_dict,
-)
-from models.preprocess import Preprocessing
+from models.card import BundleError, Card
+from models.config import AgentConfig, BackboneConfig, decisions, look_sizes
 from models.storage import Tensors, unpack
 
-FORMAT = 3
 CARD, WEIGHTS, CURVE = "bundle.json", "model.safetensors", "curve.png"
-
-# Accuracies on held-out images that differ by less are alike: about the standard error of such a
-# difference on some thousand images, of which few are right along one way and wrong along another.
-NOISE = 0.001
-# Penalties below it, on either side of zero, count as small.
-_LINEAR_PENALTY = 0.003
-
-
-class BundleError(ValueError):
-    """A bundle that cannot be read, is not whole, or was changed after it was written."""
-
-
-def penalty_scale(penalty: float) -> float:
-    """A penalty on a scale that is logarithmic, but for a linear part about zero."""
-    return math.asinh(penalty / _LINEAR_PENALTY)
-
-
-def penalty_at(scale: float) -> float:
-    """The penalty at a place of `penalty_scale`; never exactly 0, which asks for no agent."""
-    return _LINEAR_PENALTY * math.sinh(scale) or _LINEAR_PENALTY * 1e-6
-
-
-@dataclass(frozen=True)
-class CalibrationPoint:
-    """What a penalty spends and keeps, measured on held-out training images."""
-
-    penalty: float
-    fraction: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class TestPoint:
-    """What a budget spent and kept on test images; `spread` is the deviation among images."""
-
-    budget: float
-    fraction: float
-    spread: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Card:
-    """What `bundle.json` says.
-
-    Attributes:
-        calibration: by falling penalty, so by rising fraction.
-        test: by rising budget; empty until the bundle was evaluated.
-        files: SHA-256 of each other file of the bundle.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    backbone: BackboneConfig
-    agent: AgentConfig
-    preprocessing: Preprocessing
-    calibration: tuple[CalibrationPoint, ...]
-    test: tuple[TestPoint, ...] = ()
-    data: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    training: Mapping[str, Any] = field(default_factory=dict)
-    git_commit: str = "unknown"
-    files: Mapping[str, str] = field(default_factory=dict)
-
-    def table(self) -> MacTable:
-        """The network's MACs."""
-        return mac_table(self.backbone, self.agent)
-
-    @cached_property
-    def min_fraction(self) -> float:
-        """The lowest budget that the agent can reach on average, rounded up to 4 digits."""
-        return math.ceil(self.calibration[0].fraction * 1e4) / 1e4
-
-    @property
-    def min_cap(self) -> float:
-        """The lowest cap that can be kept, rounded up to 4 digits."""
-        table = self.table()
-        return math.ceil(table.least / table.full * 1e4) / 1e4
-
-    @cached_property
-    def best_budget(self) -> float:
-        """The least budget at which held-out images are as often right as at any, within `NOISE`.
-
-        More is not always better: an agent that looks at two views of an image may be right more
-        often than the full network, which sees one. Where the dearest point is best, nothing says
-        that less than the full network would do.
-        """
-        *cheaper, _ = self.calibration
-        least = max(point.accuracy for point in self.calibration) - NOISE
-        enough = (point.fraction for point in cheaper if point.accuracy >= least)
-        return max(round(min(next(enough, 1.0), 1.0), 4), self.min_fraction)
-
-    def penalty(self, budget: float) -> float:
-        """The penalty that spends `budget` of the full MACs on average; 0 at budget 1.
-
-        Raises:
-            ValueError: the budget is outside [min_fraction, 1].
-        """
-        if not self.min_fraction <= budget <= 1:
-            raise ValueError(f"budget {budget} is outside [{self.min_fraction}, 1]")
-        if budget == 1:
-            return 0.0
-        return penalty_at(float(np.interp(budget, *self._calibrated)))
-
-    @cached_property
-    def _calibrated(self) -> npt.NDArray[np.float64]:
-        """(2, P): fractions, and the scale's place of the penalty that spends each."""
-        points = ((point.fraction, penalty_scale(point.penalty)) for point in self.calibration)
-        return np.array(list(points)).T
-
-    def to_json(self) -> dict[str, Any]:
-        """The card as JSON-ready values, with the MACs per layer for readers."""
-        table = self.table()
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values.update(
-            format=FORMAT,
-            backbone=to_dict(self.backbone),
-            agent=to_dict(self.agent),
-            preprocessing=dataclasses.asdict(self.preprocessing),
-            calibration=[dataclasses.asdict(point) for point in self.calibration],
-            test=[dataclasses.asdict(point) for point in self.test],
-            macs={
-                "full": table.full,
-                "least": table.least,
-                "layers": table.layers[:, -1, -1, -1].tolist(),
-                "head": int(table.head[-1]),
-            },
-        )
-        return values
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Card:
-        """Read a card.
-
-        Raises:
-            BundleError: another version, a missing or an unknown field, or dimensions that do
-                not give the MACs that the card states.
-        """
-        if values.get("format") != FORMAT:
-            raise BundleError(
-                f"bundle format {values.get('format')!r} is unknown: this version reads {FORMAT}"
-            )
-        try:
-            rest = {k: v for k, v in values.items() if k not in ("format", "macs")}
-            rest["labels"] = tuple(rest["labels"])
-            rest["backbone"] = BackboneConfig.from_dict(rest["backbone"])
-            rest["agent"] = AgentConfig.from_dict(rest["agent"])
-            rest["preprocessing"] = Preprocessing.from_dict(rest["preprocessing"])
-            rest["calibration"] = tuple(CalibrationPoint(**p) for p in rest["calibration"])
-            rest["test"] = tuple(TestPoint(**p) for p in rest["test"])
-            rest["files"] = dict(rest["files"])
-            card = cls(**rest)
-            stated = values["macs"]["full"]
-            card._check(stated)
-        except BundleError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise BundleError(f"bundle card cannot be read: {error!r}") from error
-        return card
-
-    def _check(self, stated_macs: int) -> None:
-        if self.table().full != stated_macs:
-            raise BundleError(
-                f"bundle card states {stated_macs} MACs, its dimensions give {self.table().full}"
-            )
-        if len(self.labels) != self.backbone.classes:
-            raise BundleError(
-                f"bundle card has {len(self.labels)} labels for {self.backbone.classes} classes"
-            )
-        points = self.calibration
-        if not points:
-            raise BundleError("bundle card has no calibration")
-        if any(point.penalty == 0 for point in points):
-            raise BundleError("bundle card's calibration has the penalty 0, which asks no agent")
-        for low, high in itertools.pairwise(points):
-            if not (low.penalty > high.penalty and low.fraction < high.fraction):
-                raise BundleError("bundle card's calibration is not sorted by rising fraction")
 
 
 @dataclass(frozen=True)

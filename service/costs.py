@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Card
+from models.card import Card
 from models.compute import MacTable
 from service.engines.base import Engine, Floats
 

@@ -23,7 +23,7 @@ from prometheus_client import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.bundle import Card
+from models.card import Card
 from models.compute import FLOPS_PER_MAC
 from service.batcher import Answer
 from service.errors import error_codes

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Card
+from models.card import Card
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.errors import DeadlineUnreachable

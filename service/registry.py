@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bundle import CARD, Bundle, BundleError, Card, read_bundle
+from models.bundle import CARD, Bundle, read_bundle
+from models.card import BundleError, Card
 from models.compute import MacTable, path_macs
 from service.batcher import Batcher
 from service.budget import Budget

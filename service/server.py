@@ -13,7 +13,7 @@ from types import FrameType
 
 import uvicorn
 
-from models.bundle import BundleError
+from models.card import BundleError
 from service import logs
 from service.acceptor import Acceptor
 from service.app import create_app

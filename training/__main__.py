@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.bundle import BundleError
+from models.card import BundleError
 from training import settings
 from training.errors import TrainingError
 

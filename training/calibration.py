@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from tqdm import tqdm
 
-from models.bundle import CalibrationPoint, penalty_at, penalty_scale
+from models.card import CalibrationPoint, penalty_at, penalty_scale
 from models.network import Network
 from models.preprocess import Preprocessing
 from training.data import Images

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models.bundle import Bundle, Card, TestPoint, read_bundle
+from models.bundle import Bundle, read_bundle
+from models.card import Card, TestPoint
 from models.compute import IntArray
 from models.network import Network
 from models.weights import load

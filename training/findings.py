@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from models.bundle import Card
+from models.card import Card
 from models.compute import FloatArray, IntArray
 from models.network import Network
 from training.corruptions import SETTINGS, STRENGTHS, corrupt

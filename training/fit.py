@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from models.agent import new_agent
-from models.bundle import Bundle, CalibrationPoint, Card, write_bundle
+from models.bundle import Bundle, write_bundle
+from models.card import CalibrationPoint, Card
 from models.config import AgentConfig
 from models.network import Network
 from models.storage import Tensors, pack, unpack

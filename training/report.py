@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from models.bundle import Bundle, Card, read_bundle
+from models.bundle import Bundle, read_bundle
+from models.card import Card
 from models.compute import FloatArray, IntArray
 from training import pictures
 from training.corruptions import SETTINGS, STRENGTHS, corrupt

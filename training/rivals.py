@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle import Card
+from models.card import Card
 from models.compute import FloatArray, IntArray, path_macs
 from models.network import Network
 from training.batches import generator

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.bundle import Card, read_bundle
+from models.bundle import read_bundle
+from models.card import Card
 
 FORMATS = ("PNG", "JPEG")
 

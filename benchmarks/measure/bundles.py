@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from models import backbones
-from models.bundle import Bundle, CalibrationPoint, Card, tensor_shapes
+from models.bundle import Bundle, tensor_shapes
+from models.card import CalibrationPoint, Card
 from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig
 from models.preprocess import Preprocessing

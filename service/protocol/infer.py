@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from models.bundle import Card
+from models.card import Card
 from models.preprocess import Floats
 from service.errors import BadParameter, BadRequest, BodyTooLarge, NotOffered, TooManyParts
 from service.protocol.specs import input_specs, output_specs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.bundle import Card
+from models.card import Card
 from service.protocol.tensors import BYTES, Spec
 
 # A bundle is never changed in place, so there is one version of it.

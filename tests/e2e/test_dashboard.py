@@ -20,7 +20,8 @@ import yaml
 from PIL import Image
 
 from models.backbones import build
-from models.bundle import CalibrationPoint, Card, tensor_shapes, write_bundle
+from models.bundle import tensor_shapes, write_bundle
+from models.card import CalibrationPoint, Card
 from models.config import AgentConfig
 from models.preprocess import Preprocessing
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Card
+from models.card import Card
 from service.app import create_app
 from service.settings import Settings
 from tests.service.support import FakeEngine, add_bundle, make_card, serve

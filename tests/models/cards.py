@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from models.bundle import CalibrationPoint, Card
-from models.bundle import TestPoint as BudgetPoint  # Or pytest takes it for a test.
+from models.card import CalibrationPoint, Card
+from models.card import TestPoint as BudgetPoint  # Or pytest takes it for a test.
 from models.config import AgentConfig
 from models.preprocess import Preprocessing
 from tests.models.support import agent_config, tiny_backbone

@@ -7,16 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.bundle import (
-    CARD,
-    CURVE,
-    FORMAT,
-    WEIGHTS,
-    BundleError,
-    read_bundle,
-    tensor_shapes,
-    write_bundle,
-)
+from models.bundle import CARD, CURVE, WEIGHTS, read_bundle, tensor_shapes, write_bundle
+from models.card import FORMAT, BundleError
 from models.storage import pack, unpack
 from tests.models.cards import FORMS, card_of, make_card
 from tests.models.support import agent_config, make_backbone, tiny_backbone

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.bundle import CalibrationPoint, penalty_at, penalty_scale
+from models.card import CalibrationPoint, penalty_at, penalty_scale
 from tests.models.cards import FORMS, card_of, make_card
 from tests.models.support import tiny_backbone
 

@@ -16,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from models.bundle import CalibrationPoint, Card, TestPoint, tensor_shapes, write_bundle
+from models.bundle import tensor_shapes, write_bundle
+from models.card import CalibrationPoint, Card, TestPoint
 from models.compute import MacTable
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import BundleError
+from models.card import BundleError
 from service.app import create_app
 from service.settings import Settings, SettingsError
 from tests.service.support import FakeEngine, png, serve

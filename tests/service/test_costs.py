@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import Card
+from models.card import Card
 from service import costs
 from service.app import create_app
 from service.costs import Cost, CostTable, rows_at

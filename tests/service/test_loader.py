@@ -19,7 +19,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from models.bundle import Card
+from models.card import Card
 from service.app import create_app
 from service.settings import Settings
 from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.bundle import Card
+from models.card import Card
 from service.batcher import Answer
 from service.limits import Limits
 from service.metrics import Metrics, ModelMetrics

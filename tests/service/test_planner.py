@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.bundle import CalibrationPoint, Card
+from models.card import CalibrationPoint, Card
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.costs import Cost, CostTable

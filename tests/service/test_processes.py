@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.bundle import Card
+from models.card import Card
 from service.app import create_app
 from service.settings import Settings
 from service.siblings import Siblings

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import BundleError, write_bundle
+from models.bundle import write_bundle
+from models.card import BundleError
 from service.budget import Budget, Fixed
 from service.errors import BudgetTooLow, CapTooLow
 from service.metrics import Metrics

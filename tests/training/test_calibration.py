@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from models.bundle import CalibrationPoint
+from models.card import CalibrationPoint
 from models.weights import folded
 from tests.training.support import PREPROCESSING, chain, coloured, lively_network
 from training.calibration import LOWEST_PENALTY, calibrate, rising, widest_gap

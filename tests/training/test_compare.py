@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from models.bundle import Card, read_bundle, write_bundle
+from models.bundle import read_bundle, write_bundle
+from models.card import Card
 from models.weights import export, load
 from tests.training.support import COLOURS, PREPROCESSING, coloured, lively_network
 from training import compare as module

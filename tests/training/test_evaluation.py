@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import bundle as bundles
-from models.bundle import Bundle, CalibrationPoint, read_bundle
+from models import card as cards
+from models.bundle import Bundle, read_bundle
+from models.card import CalibrationPoint
 from training.data import load_test
 from training.errors import ConfigError
 from training.evaluation import (
@@ -57,7 +58,7 @@ def test_measure_budgets_rise_and_end_with_one(bundle, images):
     assert [point.budget for point in points] == [0.6, 0.8, 1.0]
     outcome = at_budget(network, card, images, 0.8)
     spread = np.sqrt(((outcome.fraction - outcome.fraction.mean()) ** 2).mean())
-    assert points[1] == bundles.TestPoint(
+    assert points[1] == cards.TestPoint(
         0.8, outcome.fraction.mean(), pytest.approx(spread), outcome.right.sum() / len(images)
     )
 
@@ -72,7 +73,7 @@ def test_evaluate_writes_table_json_and_picture(bundle, fitted, pictures, tmp_pa
     # The same numbers as `fit` put in the card.
     told = {p.budget: p for p in bundle.card.test}
     for point in report["points"]:
-        assert bundles.TestPoint(**point) == told[point["budget"]]
+        assert cards.TestPoint(**point) == told[point["budget"]]
     accuracy = told[0.6].accuracy
     assert any(line.startswith("| 0.6 ") and f"{accuracy:.2%}" in line for line in printed)
     with Image.open(tmp_path / "report" / "curve.png") as curve:
@@ -89,7 +90,7 @@ def test_check_budgets_out_of_reach_names_the_lowest(bundle):
 
 
 def test_table_gives_each_budgets_compute_and_accuracy(bundle):
-    lines = table(bundle.card, [bundles.TestPoint(0.5, 0.4912, 0.1, 0.875)], 80).splitlines()
+    lines = table(bundle.card, [cards.TestPoint(0.5, 0.4912, 0.1, 0.875)], 80).splitlines()
     macs = 0.4912 * bundle.card.table().full / 1e6
     assert lines[-1] == f"| 0.5 | 0.491 | 0.100 | {macs:.1f} | 87.50% |"
     assert "80 test images" in lines[0]
@@ -97,9 +98,9 @@ def test_table_gives_each_budgets_compute_and_accuracy(bundle):
 
 def test_picture_changes_with_what_was_measured(bundle):
     card = replace(bundle.card, calibration=(CalibrationPoint(1.0, 0.5, 0.5),))
-    one = picture(card, [bundles.TestPoint(0.5, 0.5, 0.0, 0.5)])
+    one = picture(card, [cards.TestPoint(0.5, 0.5, 0.0, 0.5)])
     other = picture(
-        card, [bundles.TestPoint(0.5, 0.5, 0.0, 0.9), bundles.TestPoint(1.0, 1.0, 0.0, 0.95)]
+        card, [cards.TestPoint(0.5, 0.5, 0.0, 0.9), cards.TestPoint(1.0, 1.0, 0.0, 0.95)]
     )
     assert Image.open(io.BytesIO(one)).tobytes() != Image.open(io.BytesIO(other)).tobytes()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import backbones
-from models.bundle import Card
+from models.card import Card
 from models.compute import path_macs
 from models.weights import folded
 from tests.training.support import COLOURS, PREPROCESSING, SIZE, chain, coloured, lively_network

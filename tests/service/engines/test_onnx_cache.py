@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import Bundle, CalibrationPoint, Card
+from models.bundle import Bundle
+from models.card import CalibrationPoint, Card
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
 from service.engines.onnx_cache import SUM, graph_file

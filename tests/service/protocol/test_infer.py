@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.bundle import Card
+from models.card import Card
 from service.errors import (
     BadParameter,
     BadRequest,

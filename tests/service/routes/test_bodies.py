@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import Card
+from models.card import Card
 from service.app import create_app
 from service.settings import Settings, SettingsError, load_settings
 from tests.service.support import FakeEngine, png, serve, wait_until

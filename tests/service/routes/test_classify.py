@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from models.bundle import Card
+from models.card import Card
 from models.compute import path_macs
 from service.app import create_app
 from service.settings import Settings

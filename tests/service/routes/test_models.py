@@ -11,7 +11,8 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from models.bundle import Card, read_bundle
+from models.bundle import read_bundle
+from models.card import Card
 from service.app import create_app
 from service.settings import Settings
 from tests.service.support import add_bundle, make_card, png, serve

@@ -13,7 +13,7 @@ import tritonclient.http as plain
 import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
-from models.bundle import Card
+from models.card import Card
 from models.preprocess import preprocess
 from service.app import create_app
 from service.settings import Settings
