@@ -64,6 +64,14 @@ def test_bundle_spends_its_budgets_on_test_images(bundle):
     assert looked[-1].accuracy > least
 
 
+def test_bundle_at_rest_in_the_auto_mode_is_as_right_as_the_full_network(bundle):
+    points, best = bundle.card.test, bundle.card.best_budget
+    assert best < 0.6
+    found = np.interp(best, [p.budget for p in points], [p.accuracy for p in points])
+    # That it is was found on held-out images, and these are others.
+    assert found >= points[-1].accuracy - 0.001
+
+
 def test_bundle_names_the_commit_that_made_it(bundle):
     assert len(bundle.card.git_commit) == 40
 
