@@ -110,7 +110,7 @@ class Classifications(BaseModel):
 class FixedBudget(BaseModel):
     """A budget that stays until it is set anew."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     mode: Literal["fixed"] = "fixed"
     budget: Share
@@ -119,7 +119,7 @@ class FixedBudget(BaseModel):
 class AutoBudget(BaseModel):
     """A budget that follows the load."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     mode: Literal["auto"]
     target_p95_ms: float = Field(

@@ -131,6 +131,14 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "bad_parameter",
         "known ones are budget, mode",
     ),
+    "PUT budget that is true": (put_budget(json={"budget": True}), 422, "bad_parameter", "True"),
+    "PUT budget as text": (put_budget(json={"budget": "0.5"}), 422, "bad_parameter", "'0.5'"),
+    "PUT auto target that is true": (
+        put_budget(json={"mode": "auto", "target_p95_ms": True, "floor": 0.5}),
+        422,
+        "bad_parameter",
+        "target_p95_ms is True",
+    ),
     "PUT auto floor too low": (
         put_budget(json={"mode": "auto", "target_p95_ms": 50, "floor": 0.1}),
         422,
