@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-HOST   ?= 127.0.0.1
-PORT   ?= 8000
+HOST   ?= $(or $(RNP_HOST),127.0.0.1)
+PORT   ?= $(or $(RNP_PORT),8000)
 DATA   ?=
 OUT    ?=
 BACKBONE ?= mcifarnet
