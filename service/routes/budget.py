@@ -32,7 +32,8 @@ async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | Fo
     """Set the budget of requests that name none, from the next one on.
 
     In the mode `auto` it follows the load: as much compute as lets requests be answered within
-    `target_p95_ms`, but no less than `floor`. A budget that a request names is then an upper bound.
+    `target_p95_ms`, but no less than `floor`, and at rest the model's `best_budget`, beyond which
+    it is no more often right. A budget that a request names is then an upper bound.
     """
     service.check_ready()
     model = service.model(None)
