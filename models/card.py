@@ -21,7 +21,7 @@ FORMAT = 3
 
 # Accuracies on held-out images that differ by less are alike: about the standard error of such a
 # difference on some thousand images, of which few are right along one way and wrong along another.
-NOISE = 0.001
+_ALIKE = 0.001
 # Penalties below it, on either side of zero, count as small.
 _LINEAR_PENALTY = 0.003
 
@@ -99,14 +99,14 @@ class Card:
 
     @cached_property
     def best_budget(self) -> float:
-        """The least budget at which held-out images are as often right as at any, within `NOISE`.
+        """The least budget at which held-out images are as often right as at any, to 0.1 points.
 
         More is not always better: an agent that looks at two views of an image may be right more
         often than the full network, which sees one. Where the dearest point is best, nothing says
         that less than the full network would do.
         """
         *cheaper, _ = self.calibration
-        least = max(point.accuracy for point in self.calibration) - NOISE
+        least = max(point.accuracy for point in self.calibration) - _ALIKE
         enough = (point.fraction for point in cheaper if point.accuracy >= least)
         return max(round(min(next(enough, 1.0), 1.0), 4), self.min_fraction)
 

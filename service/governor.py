@@ -30,15 +30,18 @@ class Governor:
     """Follows the load of one model in the auto mode.
 
     Attributes:
-        value: the budget in force, as a share of the full MACs.
+        value: the most that any request may be given, as a share of the full MACs.
+
+    Args:
+        best: what the model is best at, see `Auto.at_rest`.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, best: float = 1.0) -> None:
+        self._model, self._best = model, best
         self.value = 1.0
         self._at = -math.inf
         self._aim = _AIM[1]
-        self._logged, self._logged_at = 1.0, -math.inf
+        self._logged, self._logged_at = best, -math.inf
 
     def aim_s(self, auto: Auto) -> float:
         """Seconds to plan for: less than the target, and less still where it was missed."""
@@ -52,14 +55,17 @@ class Governor:
             now: by `time.perf_counter`.
         """
         allowed = min(max(allowed, auto.floor), auto.most)
-        self._approach(allowed, now)
+        self._approach(auto, allowed, now)
         return min(allowed, self.value)
 
     def in_force(self, auto: Auto, now: float, *, idle: bool) -> float:
-        """The budget in force; where nothing waits it goes on rising though no batch is planned."""
+        """The budget of a request that names none.
+
+        Where nothing waits it goes on rising though no batch is planned.
+        """
         if idle:
-            self._approach(auto.most, now)
-        return min(max(self.value, auto.floor), auto.most)
+            self._approach(auto, auto.most, now)
+        return self._in_force(auto)
 
     def answered(self, auto: Auto, seconds: float) -> None:
         """See how long a request took, and aim lower if too many are late."""
@@ -67,19 +73,23 @@ class Governor:
         self._aim *= math.exp(_AIM_STEP * (_LATE - late))
         self._aim = min(max(self._aim, _AIM[0]), _AIM[1])
 
-    def _approach(self, allowed: float, now: float) -> None:
+    def _in_force(self, auto: Auto) -> float:
+        return min(max(self.value, auto.floor), auto.at_rest(self._best))
+
+    def _approach(self, auto: Auto, allowed: float, now: float) -> None:
         scale = _DOWN_S if allowed < self.value else _UP_S
         self.value += (allowed - self.value) * -math.expm1(-max(now - self._at, 0) / scale)
         if abs(allowed - self.value) < _THERE:
             self.value = allowed
         self._at = max(now, self._at)
-        if abs(self.value - self._logged) >= _LOGGED_STEP and now - self._logged_at >= _LOGGED_S:
+        in_force = self._in_force(auto)
+        if abs(in_force - self._logged) >= _LOGGED_STEP and now - self._logged_at >= _LOGGED_S:
             logger.info(
                 "budget follows the load",
                 extra={
                     "model": self._model,
-                    "budget": round(self.value, 3),
+                    "budget": round(in_force, 3),
                     "before": round(self._logged, 3),
                 },
             )
-            self._logged, self._logged_at = self.value, now
+            self._logged, self._logged_at = in_force, now

@@ -61,14 +61,13 @@ class Planner:
         self._amid_late = 0
         self._levels = np.geomspace(self._least, 1, _LEVELS)
         self.estimate, self.correction = estimate, correction
-        self.governor = Governor(card.name)
+        self.governor = Governor(card.name, card.best_budget)
 
     def in_force(self, *, idle: bool = False) -> float:
         """The budget of a request that names none now."""
         mode = self._budget.mode
         if isinstance(mode, Auto):
             value = self.governor.in_force(mode, time.perf_counter(), idle=idle)
-            value = min(value, mode.at_rest(self._card.best_budget))
         else:
             value = mode.budget
         return max(value, self._card.min_fraction)

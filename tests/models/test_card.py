@@ -64,7 +64,7 @@ def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more(form):
         # The first of those that are as good, which may be the cheapest of all.
         ((0.9, 0.9, 0.9, 0.9), 0.3001),
         ((0.7, 0.9, 0.901, 0.9001), 0.5),
-        # More than once over, so the full network.
+        # Only the dearest is as good, so nothing less than the full network.
         ((0.7, 0.8, 0.85, 0.9), 1),
         ((0.9, 0.8, 0.7, 0.6), 0.3001),
     ],

@@ -49,6 +49,22 @@ def test_in_force_rises_when_idle_though_nothing_is_planned() -> None:
     assert governor.in_force(AUTO, 60, idle=True) == 1
 
 
+def test_in_force_and_the_log_stop_at_what_the_model_is_best_at(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    governor = Governor("tiny", best=0.5)
+    with caplog.at_level(logging.INFO):
+        governor.follow(AUTO, 1, 0)
+        assert governor.in_force(AUTO, 0, idle=False) == 0.5
+        # A fall that leaves enough changes nothing for who names no budget.
+        governor.follow(AUTO, 0.8, 10)
+        assert (governor.in_force(AUTO, 10, idle=False), caplog.records) == (0.5, [])
+        governor.follow(AUTO, 0.3, 20)
+        governor.follow(AUTO, 1, 60)
+    told = [(record.budget, record.before) for record in caplog.records]
+    assert told == [(0.3, 0.5), (0.5, 0.3)]
+
+
 def test_answered_late_aims_lower_and_in_time_comes_back() -> None:
     governor = Governor("tiny")
     first = governor.aim_s(AUTO)
