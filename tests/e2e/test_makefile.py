@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_make_serve_listens_where_it_is_told(variables, arguments, address, monkeypatch):
-    for name in ("HOST", "PORT", "RNP_HOST", "RNP_PORT"):
+    # `make test` hands its own settings on to a make within it, and has that one say where it is.
+    inherited = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL")
+    for name in ("HOST", "PORT", "RNP_HOST", "RNP_PORT", *inherited):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
