@@ -34,7 +34,7 @@ from models import backbones
 from models.bundle import CARD, read_bundle
 from models.config import BackboneConfig, to_dict
 from models.network import Network
-from models.weights import trainable
+from models.weights import folded, trainable
 from training import pruning, settings
 from training.batches import Batch
 from training.config import Config
@@ -196,6 +196,8 @@ def train(run: Run, network: Network, teacher: Network | None) -> None:
     batches = run.batches(wanted.batch_size)
     steps = _epochs(run) * len(batches)
     optimizer = sgd(network, wanted.learning_rate, wanted.weight_decay)
+    # It only answers: folded, it does so in three quarters of the time.
+    teacher = teacher and folded(teacher).to(run.device)
     start = restore(run, STAGE, network, optimizer)
     backward, path = run.backward(network, taught=teacher is not None), pruning.whole(network)
     network.train()
