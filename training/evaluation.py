@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from models.weights import load
 from training.data import Images, load_test, load_train
 from training.errors import ConfigError
 from training.files import write_atomic
-from training.measure import Outcome, Policy, along, by_policy
+from training.measure import Outcome, Policy, along, by_policy, machine
 
 # What a point's name takes of the picture's width, in percent of the MACs.
 _NAME_WIDTH = 14.0
@@ -115,7 +114,7 @@ def about(bundle: Bundle, source: str, images: Images) -> dict[str, object]:
         "digest": bundle.digest,
         "data": source,
         "images": len(images),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(torch.device("cpu")),
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -55,6 +56,13 @@ class Outcome:
         logits -= logits.max(axis=1, keepdims=True)
         logs: FloatArray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return logs
+
+
+def machine(device: torch.device) -> str:
+    """What it was measured on, for reports."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -41,7 +40,7 @@ from training.config import Config
 from training.data import load_test
 from training.errors import ConfigError
 from training.files import write_atomic
-from training.measure import along
+from training.measure import along, machine
 from training.pretrained import sample, settle
 from training.run import Run
 from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
@@ -305,7 +304,7 @@ def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -
         "preprocessing": asdict(run.preprocessing),
         "backbone": to_dict(backbone),
         "settings": {name: sections[name] for name in ("backbone", "supernet", "finetune")},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(run.device),
         "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }

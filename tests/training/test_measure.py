@@ -14,7 +14,7 @@ from models.compute import FLOPS_PER_MAC, path_macs
 from models.weights import folded
 from tests.training.support import PREPROCESSING, SIZE, coloured, lively_network
 from training.batches import generator
-from training.measure import BATCH, Outcome, Policy, along, by_policy
+from training.measure import BATCH, Outcome, Policy, along, by_policy, machine
 from training.supernet import draw_paths
 
 
@@ -172,3 +172,9 @@ def test_along_logits_give_log_probabilities_that_tell_sure_images_apart(network
     sure = Outcome(outcome.widths, outcome.right, outcome.fraction, outcome.logits * 0 + [30, 0, 0])
     surer = replace(sure, logits=sure.logits + np.float32([1, 0, 0]))
     assert (surer.log_probabilities[:, 0] > sure.log_probabilities[:, 0]).all()
+
+
+def test_machine_names_the_gpu_where_it_was_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU, {device.index}")
+    assert machine(torch.device("cuda", 1)) == "a GPU, 1"
+    assert machine(torch.device("cpu")).endswith(f", {torch.get_num_threads()} threads")
