@@ -170,7 +170,7 @@ class Metrics:
         self.decode_queue = self._gauge("decode_queue_depth", "Jobs that wait to be decoded")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held")
         self.request_seconds = self._histogram(
-            "request_seconds", "From the first byte read to the last sent", _SECONDS, "route"
+            "request_seconds", "From its headers to the last byte sent", _SECONDS, "route"
         )
         self.stage_seconds = self._histogram(
             "stage_seconds", "Spent by an image, or by a batch", _SECONDS, "stage"

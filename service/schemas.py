@@ -30,7 +30,7 @@ class ClassifyQuery(BaseModel):
         gt=0,
         le=MAX_DEADLINE_MS,
         allow_inf_nan=False,
-        description="milliseconds from the first byte of the request to its answer; the largest "
+        description="milliseconds from the headers of the request to its answer; the largest "
         "budget, up to `budget`, that will make it is chosen",
     )
     top_k: int = Field(5, ge=1, description="predictions, most probable first")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ServiceError
+from service.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,13 @@ def test_error_codes_are_documented_with_their_status() -> None:
         # Of a status that several rows share only the first names it.
         rows = re.findall(rf"^\| {error.status} \|.*(?:\n\|  ?\|.*)*", text, re.MULTILINE)
         assert f"`{error.code}`" in "\n".join(rows), error
+
+
+def test_series_are_documented_and_no_others() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    named = set(re.findall(r"`(rnp_[a-z_]+)`", text))
+    kinds = [(family.name, family.type) for family in Metrics().registry.collect()]
+    assert named == {name + "_total" * (kind == "counter") for name, kind in kinds}
 
 
 def errors(base: type[ServiceError]) -> Iterator[type[ServiceError]]:

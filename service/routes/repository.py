@@ -15,6 +15,7 @@ from service.registry import bundle_names
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL
 from service.schemas import ProtocolErrorBody
+from service.settings import listed
 from service.state import Service, ServiceDep
 
 router = APIRouter(
@@ -48,7 +49,9 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
 
 async def _own_pages_only(request: Request, service: ServiceDep) -> None:
     """A page of another site can send a plain POST, and unlike a PUT its browser asks nobody."""
-    if request.headers.get("sec-fetch-site") == "cross-site" and not service.settings.cors_origins:
+    foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    named = listed(service.settings.cors_origins)
+    if foreign and "*" not in named and request.headers.get("origin") not in named:
         raise Forbidden(
             "a page of another site may not load or unload models: name it in RNP_CORS_ORIGINS, "
             "or send PUT or DELETE /models from elsewhere"

@@ -45,6 +45,13 @@ def test_compose_service_runs_with_least_privilege(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_compose_publishes_on_this_machine_only_unless_told(name: str) -> None:
+    assert SERVICES[name]["ports"]
+    for port in SERVICES[name]["ports"]:
+        assert port.startswith(("127.0.0.1:", "${ADDRESS:-127.0.0.1}:")), port
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_compose_mounts_exist(name: str) -> None:
     volumes = load("docker-compose.yml")["volumes"]
     for mount in SERVICES[name].get("volumes", []):

@@ -130,7 +130,19 @@ def test_page_of_another_site_can_neither_load_nor_unload(
     client: httpx.Client, action: str
 ) -> None:
     url = f"/v2/repository/models/zebra/{action}"
-    refused = client.post(url, headers={"Sec-Fetch-Site": "cross-site"})
-    assert refused.status_code == 403
-    assert "RNP_CORS_ORIGINS" in refused.json()["error"]
+    for site in ("cross-site", "same-site"):
+        refused = client.post(url, headers={"Sec-Fetch-Site": site, "Origin": "https://a.test"})
+        assert refused.status_code == 403
+        assert "RNP_CORS_ORIGINS" in refused.json()["error"]
     assert client.post(url, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
+
+
+def test_page_of_a_site_that_is_named_can_load_and_no_other(shelf: Path) -> None:
+    settings = Settings(
+        bundles=shelf, threads=1, cache_dir=shelf / ".cache", cors_origins="https://a.test"
+    )
+    with serve(create_app(settings)) as client:
+        for origin, status in (("https://a.test", 200), ("https://b.test", 403)):
+            headers = {"Sec-Fetch-Site": "cross-site", "Origin": origin}
+            answer = client.post("/v2/repository/models/zebra/load", headers=headers)
+            assert answer.status_code == status
