@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: continue with --resume", file=sys.stderr)
+        resumable = flags.command in ("fit", "static")
+        print("interrupted" + ": continue with --resume" * resumable, file=sys.stderr)
         return 130
     return 0
 

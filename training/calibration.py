@@ -29,7 +29,7 @@ def calibrate(
 
     Args:
         network: folded, with the weights as they are served.
-        points: how many are measured.
+        points: how many are measured, fewer if there is nothing between them.
     """
     policy = Policy(network, held_out, preprocessing)
     measured: dict[float, CalibrationPoint] = {}
@@ -42,8 +42,9 @@ def calibrate(
         for penalty in (LOWEST_PENALTY, highest_penalty):
             measure(penalty)
             bar.update()
-        while len(measured) < points:
-            measure(widest_gap(measured))
+        # Between penalties that spend alike there are only so many numbers.
+        while len(measured) < points and (penalty := widest_gap(measured)) not in measured:
+            measure(penalty)
             bar.update()
     return rising(list(measured.values()))
 

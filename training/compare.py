@@ -33,15 +33,15 @@ from training.rivals import measure
 
 # Standard errors about a mean that hold it with 95 %.
 CERTAIN = 1.96
-# Share of MACs and accuracy of these networks as others measured them on CIFAR-10, by what is in a
-# bundle's name; not run here.
+# Share of MACs and accuracy of these networks as others measured them on CIFAR-10, by the name of
+# the backbone; not run here.
 PUBLISHED: dict[str, dict[str, list[tuple[float, float]]]] = {
     "mcifarnet": {
         "(174 MMACs): paper, by others": [(1.0, 0.9207), (1 / 3.56, 0.8493)],
         "(174 MMACs): FBS": [(1.0, 0.9137), (1 / 3.93, 0.8988)],
         "(174 MMACs): continuous actions": [(1 / 3.92, 0.9133)],
     },
-    "cifar10-vgg16": {
+    "vgg16": {
         "(313 MMACs): static": [(1.0, 0.9396), (0.23, 0.9383), (0.19, 0.9286), (0.12, 0.9168)],
         "(313 MMACs): FTWT": [(0.26, 0.9265)],
     },
@@ -98,6 +98,7 @@ def _ours(
     full = along(network, images, bundle.card.preprocessing, full_path(network))
     return {
         **about(bundle, source, images),
+        "backbone": bundle.card.backbone.name,
         "trained_with_seed": bundle.card.seed,
         "full": full.accuracy,
         "rows": [asdict(row) for row in rows],
@@ -210,7 +211,6 @@ def picture(report: dict[str, Any]) -> bytes:
         "cascade of 3, calibrated": {"color": "#b45309", "marker": "D", "linestyle": ":"},
         "fixed": {"color": "#2e7d32", "marker": "^"},
         "uniform": {"color": "#6b7280", "marker": "v"},
-        "random": {"color": "#9aa4b2", "marker": "x", "linestyle": "--"},
         "shuffled": {"color": "#1f6feb", "marker": "o", "linestyle": ":", "alpha": 0.6},
     }
     for name, style in styles.items():
@@ -231,14 +231,21 @@ def picture(report: dict[str, Any]) -> bytes:
         ]
         label = f"static: {method}"
         axes.plot(*zip(*points, strict=True), "P<>*"[number % 4], color="#b91c1c", label=label)
-    own = [of for network, of in PUBLISHED.items() if network in report["ours"][0]["bundle"]]
-    for number, (name, points) in enumerate(entry for of in own for entry in of.items()):
+    first = report["ours"][0]
+    known = PUBLISHED.get(first["backbone"], {}) if "cifar10" in Path(first["data"]).name else {}
+    for number, (name, points) in enumerate(known.items()):
         xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
         label = f"published {name}"
         axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
-    # Random paths may be far below all others, which would then be drawn on top of each other.
-    drawn = [v for row in report["rows"] for k, v in row["accuracy"].items() if k != "random"]
+    # Random paths are not drawn: all others would lie on top of each other, so far are they below.
+    drawn = [
+        row["accuracy"][name]
+        for row in report["rows"]
+        for name in styles.keys() & row["accuracy"].keys()
+    ]
     drawn += [point["accuracy"] for other in report["others"] for point in other["points"]]
+    drawn += [network["accuracy"] for network in report["static"]]
+    drawn += [right for points in known.values() for _, right in points]
     axes.set_ylim(bottom=100 * min(drawn) - 2)
     axes.set_xlabel("mean compute, % of the full network's MACs")
     axes.set_ylabel("accuracy on test images, %")

@@ -34,6 +34,7 @@ class Backbone:
     """The network that is pruned.
 
     Attributes:
+        name: one of `models.backbones.BACKBONES`.
         width: factor on the channels of every layer.
         image_size: side of the input, in pixels; 0 means the backbone's own.
         pretrained: what to start from: a plain state dict of this architecture, or a bundle of
@@ -54,8 +55,11 @@ class Supernet:
 
     Attributes:
         epochs: may be 0 if training starts from a bundle, whose paths are then kept.
+        batch_size: images in a step of this stage and the third.
         learning_rate: its peak; it falls in one line to zero.
+        weight_decay: of convolutions and linear layers, here and in the third stage.
         random_paths: random sub-networks per step, beside the full and the narrowest one.
+        label_smoothing: share of a target that all classes get alike.
         shift, crop, flip, cutout: see `training.batches.Augmentation`.
         crop_size: side of the images made by random crops, in pixels, until statistics are frozen;
             0 means the input's. Smaller ones train faster, and what they show is as large as what
@@ -101,6 +105,7 @@ class Finetune:
     These are the ones found, or random ones if the agent decides layer by layer.
 
     Attributes:
+        epochs: passes over the training images.
         learning_rate: at the start; it falls to zero.
     """
 
@@ -127,6 +132,7 @@ class Agent:
             by layer, with the agent of the time.
         images: training images used in one recording.
         epochs: passes over all that was recorded; layer by layer, after each recording.
+        batch_size, learning_rate: of these passes.
         encoding: features into which the layer by layer forms encode a layer's input.
         ways: that these send each image along in a recording.
         epsilon: ε of their last recording; it falls from 1. See `training.qlearning`.
@@ -195,6 +201,7 @@ class Config:
     """All settings of a run.
 
     Attributes:
+        seed: of all that is drawn, which images are held out among it.
         out: directory of the bundle to write; it must not exist.
         work: directory of checkpoints and logs; by default `runs/` and the bundle's name.
         threads: CPU threads; 0 leaves torch its default.

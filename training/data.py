@@ -2,7 +2,7 @@
 
 Training, held-out and test images never mix. Held-out images are a share of the *training*
 images; every choice and calibration uses them. Test images are read by `load_test` alone, which
-only `evaluate` calls.
+nothing calls that chooses.
 """
 
 from __future__ import annotations

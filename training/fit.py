@@ -51,7 +51,8 @@ def _check(config: Config) -> None:
             "setting agent.views is 'both', but supernet.flip is false, so mirrored images are not "
             "taught: set agent.views=image"
         )
-    if config.supernet.epochs == 0 and backbone.pretrained is None:
+    start = backbone.pretrained
+    if config.supernet.epochs == 0 and not (start and Path(start).expanduser().is_dir()):
         raise ConfigError(
             "setting supernet.epochs is 0: give it some, or start from a bundle with "
             "backbone.pretrained"

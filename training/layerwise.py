@@ -105,8 +105,9 @@ def _record(run: Run, backbone: Network, learner: Learner, recording: int) -> No
     settings = run.config.agent
     random = generator(run.config.seed, RECORDING, recording)
     batches = run.batches(RECORDING_BATCH)
-    # ε falls from 1 to its end over the recordings.
-    epsilon = settings.epsilon ** (recording / max(settings.recordings - 1, 1))
+    # ε falls from 1 to its end over the recordings; the only one is the last.
+    last = settings.recordings - 1
+    epsilon = settings.epsilon ** (recording / last if last else 1)
     parts = []
     for batch in islice(batches.epoch(recording), math.ceil(settings.images / RECORDING_BATCH)):
         part = record(

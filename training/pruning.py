@@ -122,7 +122,7 @@ def by_library(
     Raises:
         ConfigError: the library is missing, or the fraction out of reach.
     """
-    library, backbone = _library(), network.backbone
+    library, backbone = torch_pruning(), network.backbone
     plain = to_sequential(network).to(network.device)
     limit = fraction * full_macs(backbone)
     some = itertools.cycle(batches)
@@ -203,7 +203,7 @@ def _put(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         target.copy_(source.reshape(target.shape))
 
 
-def _library() -> Any:
+def torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError as error:

@@ -89,7 +89,10 @@ def learnt(log: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"--log {log} cannot be read: {error}") from error
     kept = [record for record in records if pictures.LEARNING.keys() <= record.keys()]
     if not kept:
-        raise ConfigError(f"--log {log} says nothing of an agent that learns")
+        raise ConfigError(
+            f"--log {log} says nothing of an agent of the form 'paths' that learns; of others "
+            "nothing is drawn: leave it out"
+        )
     return kept
 
 

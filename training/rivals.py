@@ -89,9 +89,10 @@ def measure(
         sent(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
         for number, look in enumerate(looks)
     ]
-    stages = Stages(uniform[0], [*uniform[1:], *looks[1:]], blends, images.labels)
+    # The last of the looks is at the whole network, as the last of the uniform widths.
+    stages = Stages(uniform[0], [*uniform[1:], *looks[1:-1]], blends, images.labels)
     first, *others = (sent(held_out, path) for path in widths)
-    calibrating = Stages(first, [*others, *known.alone()[1:]], blends, held_out.labels)
+    calibrating = Stages(first, [*others, *known.alone()[1:-1]], blends, held_out.labels)
 
     rows = []
     for number, budget in enumerate(budgets):
@@ -143,7 +144,7 @@ def uniform_path(network: Network, width: int) -> IntArray:
 def mixture(outcomes: Sequence[Outcome], fraction: float) -> Right:
     """Each image's chance at a mean fraction when it is given one of two neighbours by lot.
 
-    Those that a mixture of cheaper and dearer ones beats are left out.
+    Those that a mixture of cheaper and dearer ones beats, on these images, are left out.
     """
     hull: list[Outcome] = []
     for outcome in sorted(outcomes, key=lambda o: (o.mean_fraction, o.accuracy)):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models import backbones
 from models.bundle import Bundle, read_bundle
@@ -25,8 +26,9 @@ from training.data import Images, channel_statistics, load_train
 from training.errors import CheckpointError, ConfigError
 from training.runlog import StageLog
 
-# Every use of randomness has a number of its own, so that none shifts another's.
-PATHS, RECORDING, LEARNING, MIXING = 101, 102, 103, 104
+# Every use of randomness has a number of its own, so that none shifts another's; augmentation has
+# those of its epochs, which are lower.
+PATHS, RECORDING, LEARNING, MIXING = range(1_000_001, 1_000_005)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Run:
         """
         _check(config)
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
-        _check_start(config, backbone)
+        start = _check_start(config, backbone)
         plain = _preprocessing(config, backbone.image_size)
         device = _device(config)
         _prepare(config)
@@ -76,6 +78,8 @@ class Run:
             cache=config.cache_dir,
             wide=config.supernet.crop < 1,
         )
+        if start is not None:
+            _check_split(start, config, train, held_out)
         return cls(
             config,
             Preprocessing(plain.size, plain.resize, *channel_statistics(train)),
@@ -189,6 +193,8 @@ def _check_augmentation(config: Config) -> None:
             f"setting supernet.crop_size is {wanted.crop_size}, but without random crops, with "
             "supernet.crop at 1, images are as large as the input: leave it out"
         )
+    if wanted.shift == 1:
+        raise ConfigError("setting supernet.shift is 1: an image cannot be shifted out of itself")
     if not 0 <= wanted.cutmix <= 1:
         raise ConfigError(f"setting supernet.cutmix is {wanted.cutmix}: it must be a share, 0 to 1")
 
@@ -224,11 +230,13 @@ def _start(config: Config) -> Bundle | None:
     return read_bundle(folder) if folder and folder.is_dir() else None
 
 
-def _check_start(config: Config, backbone: BackboneConfig) -> None:
+def _check_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
     """Refuse to start from a bundle of another backbone; image size and classes may be others."""
-    start = _start(config)
+    start, path = _start(config), config.backbone.pretrained
     if start is None:
-        return
+        if path:
+            _plain_state(Path(path).expanduser())
+        return None
     alike = replace(
         backbone, linears=start.card.backbone.linears, image_size=start.card.backbone.image_size
     )
@@ -237,11 +245,31 @@ def _check_start(config: Config, backbone: BackboneConfig) -> None:
             f"setting backbone.pretrained: bundle {start.path} has another backbone: set "
             "backbone.name, .width and .groups as its card has them"
         )
+    return start
+
+
+def _check_split(start: Bundle, config: Config, train: Images, held_out: Images) -> None:
+    """Refuse to hold out images that the bundle was trained on: all choices would be too sure."""
+    card = start.card
+    same = card.data["source"] == Path(config.data.source).name and card.labels == train.names
+    if same and (card.seed, card.data["held_out"]) != (config.seed, len(held_out)):
+        raise ConfigError(
+            f"setting seed is {config.seed} and {len(held_out)} images are held out, but bundle "
+            f"{start.path} was trained on some of them: set seed={card.seed} and "
+            f"data.held_out={card.data['held_out']}, as its card has them"
+        )
 
 
 def _load_pretrained(network: Network, path: Path) -> None:
     try:
-        load_plain(network, read_state(path))
+        load_plain(network, _plain_state(path))
+    except ValueError as error:
+        raise ConfigError(f"setting backbone.pretrained: {path}: {error}") from error
+
+
+def _plain_state(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_state(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"setting backbone.pretrained: {path}: {error}") from error
 

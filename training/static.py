@@ -5,8 +5,9 @@
 - l1, torch-pruning: channels of the plain network are removed, then what is left is trained.
 - narrow: every layer scaled by one factor, trained from random weights.
 
-All are trained for as many epochs as the settings give our backbone, on the same batches and
-schedule. Of the test images nothing is chosen: they are asked once, at the end.
+All are trained for as many epochs as the settings give our backbone, on the same batches; the
+learning rate, supernet.learning_rate at its peak, rises and falls once. Of the test images nothing
+is chosen: they are asked once, at the end.
 
 <out>/static.json         what it is and what it reaches, written last
 <out>/model.safetensors   its weights, float32
@@ -113,6 +114,12 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
         raise ConfigError(f"{out} holds a finished network: choose another --out, or remove it")
     if name in backbones.BACKBONES and not pruning.is_chain(backbones.build(name, 2)):
         raise ConfigError(f"backbone {name} has residual layers: only chains are pruned statically")
+    if config.supernet.cutmix or config.supernet.crop_size:
+        raise ConfigError(
+            "settings supernet.cutmix and supernet.crop_size are for ours alone: set both to 0"
+        )
+    if wanted.method == "torch-pruning":
+        pruning.torch_pruning()
     if config.backbone.pretrained and Path(config.backbone.pretrained).expanduser().is_dir():
         raise ConfigError("setting backbone.pretrained is a folder: start from a bundle by --start")
     start = read_start(wanted.start) if wanted.start else None

@@ -8,6 +8,7 @@ import pytest
 from models.card import CalibrationPoint
 from models.weights import folded
 from tests.training.support import PREPROCESSING, chain, coloured, lively_network
+from training import calibration
 from training.calibration import LOWEST_PENALTY, calibrate, rising, widest_gap
 from training.measure import by_policy
 
@@ -51,3 +52,12 @@ def test_calibrate_points_are_what_the_policy_spends_and_keeps(form):
     for point in found:
         outcome = by_policy(network, images, PREPROCESSING, point.penalty)
         assert (point.fraction, point.accuracy) == (outcome.mean_fraction, outcome.accuracy)
+
+
+def test_calibrate_ends_where_nothing_is_left_to_measure(monkeypatch):
+    network, images = folded(lively_network(chain(5, 8, 4, 12), "paths")), coloured(20)
+    outcome = by_policy(network, images, PREPROCESSING, 1.0)
+    # Whatever the penalty, the same is spent: halving ends where two numbers are neighbours.
+    monkeypatch.setattr(calibration, "Policy", lambda *_: lambda penalty: outcome)
+    found = calibrate(network, images, PREPROCESSING, highest_penalty=100.0, points=10_000)
+    assert len(found) == 1

@@ -150,27 +150,34 @@ def test_compare_bundles_of_different_kinds_is_refused(compared, fitted, layerwi
 # The picture
 
 
-def _report(bundle="cifar10-mcifarnet", **changes):
+def _report(backbone="mcifarnet", data="data/cifar10", **changes):
     accuracy = {"ours": 0.9, "cascade": 0.89, "uniform": 0.8, "random": 0.7, "shuffled": 0.75}
     row = {"budget": 0.4, "fraction": 0.39, "paths": 5, "accuracy": accuracy}
-    ours = {"bundle": bundle, "rows": [row]}
+    ours = {"bundle": "ours", "backbone": backbone, "data": data, "rows": [row]}
     return {"ours": [ours], "rows": [row], "full": 0.92, "others": [], "static": [], **changes}
 
 
 @pytest.mark.parametrize(
-    ("bundle", "shown"),
-    [("cifar10-mcifarnet", True), ("cifar10-vgg16", True), ("pets-vgg16", False)],
+    ("backbone", "data", "shown"),
+    [
+        ("mcifarnet", "data/cifar10", True),
+        ("vgg16", "cifar10", True),
+        ("vgg16", "data/pets", False),
+        ("resnet18", "cifar10", False),
+    ],
 )
-def test_picture_shows_published_points_of_their_own_network_only(bundle, shown, monkeypatch):
-    before = picture(_report(bundle))
+def test_picture_shows_published_points_of_the_same_network_and_data(
+    backbone, data, shown, monkeypatch
+):
+    before = picture(_report(backbone, data))
     monkeypatch.setattr(module, "PUBLISHED", {})
-    assert (picture(_report(bundle)) != before) == shown
+    assert (picture(_report(backbone, data)) != before) == shown
 
 
 def test_picture_shows_no_points_of_another_network(monkeypatch):
-    before = picture(_report("cifar10-vgg16"))
+    before = picture(_report("vgg16"))
     monkeypatch.delitem(module.PUBLISHED, "mcifarnet")
-    assert picture(_report("cifar10-vgg16")) == before
+    assert picture(_report("vgg16")) == before
 
 
 def test_picture_another_kind_that_reached_no_budget_is_left_out():

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+import training.__main__ as module
 from tests.training.support import fit_flags, run_training, save_pictures
 from training.__main__ import main
 
@@ -61,10 +62,30 @@ def test_fit_one_class_only_says_so(data, tmp_path, refused):
         ("agent.images=0", "setting agent.images is 0"),
         ("evaluation.budgets=[0.5, 40]", "setting evaluation.budgets is 40"),
         ("data.held_out=5000", "data.held_out is 5000"),
+        ("supernet.shift=1", "setting supernet.shift is 1"),
+        ("backbone.pretrained=nowhere.pt", "setting backbone.pretrained: nowhere.pt: "),
     ],
 )
 def test_fit_bad_setting_is_named(data, tmp_path, refused, setting, named):
     assert named in refused(fit_flags(data, tmp_path, setting))
+
+
+def test_fit_no_supernet_for_a_plain_network_is_refused(data, tmp_path, refused):
+    # It has no narrow paths yet that could be searched.
+    (data / "plain.pt").touch()
+    flags = fit_flags(data, tmp_path, "supernet.epochs=0", f"backbone.pretrained={data}/plain.pt")
+    assert "setting supernet.epochs is 0" in refused(flags)
+
+
+@pytest.mark.parametrize(("command", "told"), [("fit", "--resume"), ("report", "interrupted\n")])
+def test_interrupted_command_says_how_to_go_on_if_it_can(command, told, monkeypatch, capsys):
+    def interrupted(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(module._COMMANDS, command, interrupted)
+    flags = ["bundle", "--data", "x"] if command == "report" else []
+    assert main([command, *flags]) == 130
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flag", "index"), [("--data", 1), ("--out", 3)])

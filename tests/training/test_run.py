@@ -23,12 +23,18 @@ def plain_state(classes=3):
 def opened(pictures, tmp_path):
     """Opens a run on a folder of pictures, with sections of settings."""
 
-    def run(data=None, supernet=None, **changes):
+    def run(data=None, supernet=None, seed=0, **changes):
         data = {"source": str(pictures), "cache": str(tmp_path / "cache"), **(data or {})}
         backbone = {"width": 0.125, "image_size": SIZE, **changes}
         places = {"out": str(tmp_path / "bundle"), "work": str(tmp_path / "work")}
         config = from_dict(
-            {"data": data, "backbone": backbone, "supernet": supernet or {}, **places}
+            {
+                "data": data,
+                "backbone": backbone,
+                "supernet": supernet or {},
+                "seed": seed,
+                **places,
+            }
         )
         return Run.open(config, resume=False)
 
@@ -81,6 +87,14 @@ def test_open_from_a_bundle_of_another_image_size_is_allowed(opened, fitted):
     run = opened(image_size=SIZE + 4, pretrained=str(fitted / "bundle"))
     assert run.start.card.backbone.image_size == SIZE
     assert run.backbone.image_size == run.preprocessing.size == SIZE + 4
+
+
+@pytest.mark.parametrize(
+    ("data", "seed"), [({}, 1), ({"held_out": 2}, 0)], ids=["seed", "held_out"]
+)
+def test_open_from_a_bundle_trained_on_what_is_held_out_now_raises(opened, fitted, data, seed):
+    with pytest.raises(ConfigError, match=r"was trained on some of them: set seed=\d+ and data\."):
+        opened(data, seed=seed, pretrained=str(fitted / "bundle"))
 
 
 @pytest.mark.parametrize("changes", [{"width": 0.25}, {"groups": 2}])

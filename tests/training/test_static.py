@@ -146,6 +146,7 @@ def test_train_learns_the_teachers_opinion_instead_of_the_labels(tmp_path):
         (("--method", "narrow", "--start", "x", "--fraction", "0.5"), "x holds no finished static"),
         (("--backbone", "resnet20"), "backbone resnet20 has residual layers"),
         (("--backbone", "lenet"), "backbone 'lenet' is unknown"),
+        (("--set", "supernet.cutmix=0.5"), "supernet.cutmix and supernet.crop_size are for ours"),
     ],
 )
 def test_wrong_flags_are_told_and_leave_nothing(more, told, pictures, tmp_path, refused):
