@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn._types import ASGI3Application
@@ -26,8 +25,8 @@ from service.errors import (
 from service.metrics import Metrics
 from service.middleware import request_id
 from service.presence import Presence
-from service.routes.errors import error_response
 from service.settings import Settings, listed
+from service.wire import TURNED_AWAY, Way, answer, head_without_offer
 
 # How long a client that was answered before it had sent all is heard out, and how many such there
 # may be: beyond them the one that was answered first is cut off.
@@ -71,57 +70,6 @@ class ServerConfig(uvicorn.Config):
         self.lingering: OrderedDict[Connection, None] = OrderedDict()
 
 
-class _TurnedAway:
-    """What uvicorn sees of a request that was refused at its head: it is over."""
-
-    response_complete = True
-    message_event = asyncio.Event()
-
-
-_TURNED_AWAY: Any = _TurnedAway()
-
-
-def _answer(error: ServiceError, target: bytes, header: bytes) -> bytes:
-    """A refusal as bytes, with one header more."""
-    response = error_response(error, target.decode("latin-1"))
-    head = b"".join(b"%s: %s\r\n" % each for each in response.raw_headers)
-    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
-    return b"%s%s%s\r\n\r\n%s" % (status, head, header, bytes(response.body))
-
-
-class _Way:
-    """A request's way back: the head of its answer goes out with the first of its body, if any.
-
-    Each on its own they would take two system calls, which is a seventh of a small request's time.
-    """
-
-    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], None]) -> None:
-        self._cycle, self._transport, self._close = cycle, cycle.transport, close
-        self._head: bytes | None = None
-
-    def write(self, data: bytes) -> None:
-        """Called by uvicorn; before the head there may be a 100 (Continue)."""
-        if self._head is None and self._cycle.response_started:
-            self._head = data
-        else:
-            self._transport.write(self._head + data if self._head else data)
-            self._head = self._head and b""
-
-    def flush(self) -> None:
-        """Send a head that no body follows."""
-        if self._head:
-            self.write(b"")
-
-    def is_closing(self) -> bool:
-        """Called by uvicorn."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Called by uvicorn."""
-        self.flush()
-        self._close()
-
-
 class Connection(HttpToolsProtocol):
     """One connection.
 
@@ -134,6 +82,8 @@ class Connection(HttpToolsProtocol):
     It *lingers* where it closes before its client has sent all: what it still sends is read and
     dropped for a while. Bytes that come to a closed connection reset it, and the client loses the
     answer that says why (RFC 9112, section 9.6).
+
+    An offer of another protocol (HTTP/2, by `Upgrade`) is left out of the request that makes it.
     """
 
     def __init__(
@@ -150,6 +100,9 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
         self._in_headers = True
+        self._offered = False
+        # Nothing is heard any more, as what came after a request was no HTTP.
+        self._deaf = False
         self.url = b""  # as far as it is known when a refusal needs it
         # Since the last headers or bytes of a body, so of headers, trailers or the sizes of chunks.
         self._overhead_bytes = 0
@@ -162,6 +115,8 @@ class Connection(HttpToolsProtocol):
         most = self._settings.max_connections
         full = len(self.connections) - len(self._lingering) >= most
         super().connection_made(transport)
+        if self._of_sibling:
+            return
         if full and not self._waiting:
             self._refuse(TooManyConnections(f"{most} connections are busy: try again later"))
             return
@@ -182,17 +137,25 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running, self._presence = cycle, Presence()
+        # It may have come, whole or in part, while the one before it was answered.
+        self._presence.whole = not cycle.more_body
+        if cycle.more_body and self not in self._waiting:
+            self._wait()
         self._presence.attach(cycle.scope)  # type: ignore[arg-type]
-        self._way = cycle.transport = _Way(cycle, self._close)  # type: ignore[assignment]
+        self._way = cycle.transport = Way(cycle, self._close)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and see that headers do not grow or take for ever."""
-        if self in self._lingering:
+        if self in self._lingering or self._deaf:
             return
         self._overhead_bytes += len(data)
-        super().data_received(data)
-        if self.transport.is_closing():
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or BadHttp("this is no HTTP/1.1 request"))
+        if self.transport.is_closing() or self in self._lingering or self._deaf:
             return
         if self._overhead_bytes > self._settings.max_header_bytes:
             self._refuse(self._too_large())
@@ -211,6 +174,12 @@ class Connection(HttpToolsProtocol):
             # The parser stops, and says that this is no HTTP.
             self._refusal = self._too_large()
             raise self._refusal
+        if self.parser.get_method() == b"CONNECT":
+            self._refusal = BadHttp("CONNECT asks for a proxy, which this is not")
+            raise self._refusal
+        if self.parser.should_upgrade():
+            self._offered = True
+            return
         self._in_headers, self._overhead_bytes = False, 0
         self._stop_timer()
         if full := self._refusal_at_door():
@@ -224,7 +193,9 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Called at the last byte of a request."""
+        """Called at the last byte of a request, or of a head that offers another protocol."""
+        if self._offered:
+            return
         self._overhead_bytes = 0
         self._presence.whole = True
         if not self._idle:  # as it is if the answer came before the end
@@ -236,7 +207,7 @@ class Connection(HttpToolsProtocol):
         self._way.flush()
         super().on_response_complete()
         if self._idle and not self.transport.is_closing() and self not in self._lingering:
-            self._waiting[self] = None
+            self._wait()
 
     def pause_writing(self) -> None:
         """The client does not take its answer: give it some time."""
@@ -250,29 +221,49 @@ class Connection(HttpToolsProtocol):
         self._stop_send_timer()
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        """Called when the parser gives up."""
-        self._refuse(self._refusal or BadHttp("this is no HTTP/1.1 request"))
-
     @property
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def _of_sibling(self) -> bool:
+        """Whether another process of the service asks, which makes no room and needs none."""
+        return self.server is not None and self.server[1] is None
+
+    def _wait(self) -> None:
+        """From now on the client is waited for."""
+        if not self._of_sibling:
+            self._waiting[self] = None
+            self._waiting.move_to_end(self)
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # The parser takes what follows for another protocol; it is the request's body.
+                head = head_without_offer(self.parser, self.url, self.headers)
+                data = head + data[offer.args[0] :]
+                self._offered = False
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
     def _refusal_at_door(self) -> ServiceError | None:
         """Why a request goes no further; one that waits or ends its connection is for the app."""
         parser = self.parser
-        if not self._idle or not parser.should_keep_alive() or parser.should_upgrade():
+        if not self._idle or not parser.should_keep_alive() or parser.get_http_version() != "1.1":
             return None
         return self._door.refusal(parser.get_method(), self.url)
 
     def _turn_away(self, error: ServiceError) -> None:
         """Refuse a request; what is still to come of it is dropped."""
-        self.cycle = _TURNED_AWAY
+        self.cycle = TURNED_AWAY
         given = request_id(self.headers).encode()
-        self.transport.write(_answer(error, self.url, b"x-request-id: %s" % given))
+        self.transport.write(answer(error, self.url, b"x-request-id: %s" % given))
         self._door.count()
         super().on_response_complete()
-        self._waiting[self] = None
+        self._wait()
 
     def _headers_late(self) -> None:
         self._timer = None
@@ -298,17 +289,27 @@ class Connection(HttpToolsProtocol):
         return HeadersTooLarge(f"the headers have more bytes, the limit is {limit}: send less")
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer, if only by this, and close."""
-        self.transport.write(_answer(error, self.url, b"connection: close"))
-        self._linger()
+        """Answer, if only by this, and close; but not in place of a request before."""
+        running = self._running
+        if running and not running.response_complete and self._owed(running):
+            self._deaf, running.keep_alive = True, False
+            self.pipeline.clear()
+            self._stop_timer()
+        else:
+            self.transport.write(answer(error, self.url, b"connection: close"))
+            self._linger()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None
         details = {"code": error.code, "status": error.status, "client": client}
         logger.info("connection refused", extra=details)
 
+    def _owed(self, running: RequestResponseCycle) -> bool:
+        """Whether a request must get its own answer: all of it has come, or that has begun."""
+        return self._presence.whole or running.response_started
+
     def _close(self) -> None:
         """Close after an answer."""
-        if self._presence.whole or self.transport.is_closing():
+        if (self._presence.whole and not self._deaf) or self.transport.is_closing():
             self.transport.close()
         else:
             self._linger()

@@ -1,0 +1,80 @@
+"""What a connection writes, or reads again, without uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from service.errors import ServiceError
+from service.routes.errors import error_response
+
+# Headers of one hop, by which a client offers another protocol.
+_OFFER = (b"connection", b"upgrade", b"http2-settings")
+
+
+class _TurnedAway:
+    """What uvicorn sees of a request that was refused at its head: it is over."""
+
+    response_complete = True
+    message_event = asyncio.Event()
+
+
+TURNED_AWAY: Any = _TurnedAway()
+
+
+def answer(error: ServiceError, target: bytes, header: bytes) -> bytes:
+    """A refusal as bytes, with one header more."""
+    response = error_response(error, target.decode("latin-1"))
+    head = b"".join(b"%s: %s\r\n" % each for each in response.raw_headers)
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
+    return b"%s%s%s\r\n\r\n%s" % (status, head, header, bytes(response.body))
+
+
+class Way:
+    """A request's way back: the head of its answer goes out with the first of its body, if any.
+
+    Each on its own they would take two system calls, which is a seventh of a small request's time.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], None]) -> None:
+        self._cycle, self._transport, self._close = cycle, cycle.transport, close
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """Called by uvicorn; before the head there may be a 100 (Continue)."""
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        else:
+            self._transport.write(self._head + data if self._head else data)
+            self._head = self._head and b""
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def is_closing(self) -> bool:
+        """Called by uvicorn."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Called by uvicorn."""
+        self.flush()
+        self._close()
+
+
+def head_without_offer(
+    parser: httptools.HttpRequestParser, url: bytes, headers: Iterable[tuple[bytes, bytes]]
+) -> bytes:
+    """The head that was parsed last, as if its client had not offered another protocol."""
+    version = parser.get_http_version().encode()
+    lines = [b"%s %s HTTP/%s" % (parser.get_method(), url, version)]
+    lines += [b"%s: %s" % (name, value) for name, value in headers if name not in _OFFER]
+    if not parser.should_keep_alive():
+        lines.append(b"connection: close")
+    return b"\r\n".join([*lines, b"\r\n"])
