@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from service.engines.base import Engine
 from service.everywhere import Everywhere
-from service.middleware import QUIET, Observer
+from service.middleware import QUIET, Heads, Observer
 from service.routes import budget, classify, docs, models, operations, repository, v2
 from service.routes.errors import add_error_handlers
 from service.security.headers import SecurityHeaders
@@ -56,6 +56,7 @@ def create_app(
         app.router.routes.extend(router.routes)
     docs.mount_static(app)
     add_error_handlers(app)
+    app.add_middleware(Heads)
     if siblings:
         app.add_middleware(Everywhere, siblings=siblings)
     routes = [route for router in routers for route in router.routes]

@@ -37,6 +37,10 @@ class Plan(Protocol):
         """Refuse what cannot be in time."""
         ...
 
+    def hurries(self, asked: Asked) -> bool:
+        """Whether an image should not wait for others to share its batch."""
+        ...
+
     def learn(self, limits: Sequence[Limits], macs: Sequence[int], seconds: float) -> None:
         """See what a batch cost and how long it took."""
         ...
@@ -99,7 +103,7 @@ class Batcher:
         engine: called from the batcher's thread only.
         plan: decides what the next batch is, and what its images may cost.
         max_batch: how many images are worth no wait for more.
-        max_wait_s: how long the first image of a batch waits for more.
+        max_wait_s: how long the first image of a batch waits for more, if none hurries.
         max_queue: the most images that may hold a place before their batch begins.
         stack: makes a batch of images, which may take its memory again for the next one.
         on_batch: told the size of each batch and the seconds it took.
@@ -240,7 +244,9 @@ class Batcher:
         return [jobs[row] for row in planned.rows]
 
     def _worth_no_wait(self) -> bool:
-        return len(self._jobs) >= self._max_batch or self._closed
+        if len(self._jobs) >= self._max_batch or self._closed:
+            return True
+        return any(self._plan.hurries(job.asked) for job in self._jobs)
 
     def _run(self, wanted: list[tuple[_Job, Limits]]) -> None:
         began = time.perf_counter()

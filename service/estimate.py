@@ -35,6 +35,12 @@ class Estimate:
 
     def __init__(self, costs: CostTable | None) -> None:
         """Start from a table; without one all is taken to be free until the first batch."""
+        self._costs = costs
+        self.forget()
+
+    def forget(self) -> None:
+        """Know no more than at the start."""
+        costs = self._costs
         self._first = self._parts = np.zeros(3)
         self._table, self._seen = np.zeros((3, 3)), np.zeros((3, 4))
         self._factor = Typical(None if costs is None else 1.0)

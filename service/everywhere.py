@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Uneven
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 class Everywhere:
     """ASGI middleware: what an operator changes here is changed in the others, one after another.
 
-    If one of them does not follow, the answer says so; the change can be asked for again.
+    If one of them does not follow, the answer says so; the change can be asked for again. So a
+    model that is no more in one of them can still be removed from the others.
     """
 
     def __init__(self, app: ASGIApp, siblings: Siblings) -> None:
@@ -45,24 +47,29 @@ class Everywhere:
 
         async with self._siblings.alone():
             await self._app(scope, read, keep)
-            behind = []
-            if answer and answer[0]["status"] < 400:
-                behind = await asyncio.to_thread(self._tell, scope, bytes(body))
-        if behind:
+            status = answer[0]["status"] if answer else 0
+            absent = status == 404 and _removes(scope)
+            replies = []
+            if 0 < status < 400 or absent:
+                replies = await asyncio.to_thread(self._tell, scope, bytes(body))
+        done = [reply for reply in replies if 200 <= reply.status < 400]
+        there = [404] if _removes(scope) else []
+        if behind := [one for one in replies if one not in done and one.status not in there]:
             await _refusal(behind, scope["path"])(scope, receive, send)
-            return
-        for message in answer:
-            await send(message)
+        elif absent and done:
+            await Response(done[0].body, done[0].status)(scope, receive, send)
+        else:
+            for message in answer:
+                await send(message)
 
     def _tell(self, scope: Scope, body: bytes) -> list[Reply]:
-        """Those of the others that did not do the same."""
+        """What the others say to the same."""
         query = scope["query_string"].decode("latin-1")
         target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
         headers = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         ]
-        replies = self._siblings.tell(scope["method"], target, headers, body)
-        return [reply for reply in replies if not 200 <= reply.status < 400]
+        return list(self._siblings.tell(scope["method"], target, headers, body))
 
 
 def _refusal(behind: list[Reply], path: str) -> ASGIApp:
@@ -76,6 +83,11 @@ def _refusal(behind: list[Reply], path: str) -> ASGIApp:
 def _changes(scope: Scope) -> bool:
     reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
     return not reads and role_of(scope["method"], scope["path"]) == Role.OPERATOR
+
+
+def _removes(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return scope["method"] == "DELETE" or path.endswith("/unload")
 
 
 def _said(reply: Reply) -> str:

@@ -100,6 +100,24 @@ class Observer:
         )
 
 
+class Heads:
+    """ASGI middleware: a HEAD is a GET to the routes; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")
+
+
 def _noted(notes: Notes) -> dict[str, Any]:
     """What is known of a request; the key's name is in every line of it anyway."""
     fields: dict[str, Any] = {}

@@ -35,6 +35,9 @@ _LEVELS = 24
 _WORTH_S, _BACKLOG = 0.015, 0.75
 # Of so many batches amid late ones, one begins with whoever is late and has waited longest.
 _LATE_TURN = 2
+# What was learnt while something was disturbed may refuse all by which it would be corrected: after
+# so long without news it is forgotten.
+_STALE_S = 1.0
 # Mean deviations to allow for: where an answer that is late is none, and where it is merely late.
 _HARD, _SOFT = 4.0, 1.0
 
@@ -59,6 +62,7 @@ class Planner:
         self._full = card.table().full
         self._least = max(card.min_fraction, card.min_cap)
         self._amid_late = 0
+        self._news = time.perf_counter()
         self._levels = np.geomspace(self._least, 1, _LEVELS)
         self.estimate, self.correction = estimate, correction
         self.governor = Governor(card.name, card.best_budget)
@@ -108,14 +112,20 @@ class Planner:
             return
         mode, now = self._budget.mode, time.perf_counter()
         shares = np.array([self._range(one, mode)[0] for one in waiting] + [self._least] * places)
-        batches = math.ceil(len(shares) / self._max_batch)
-        work = float(self.estimate.rows(shares).sum()) + batches * self.estimate.batch()
-        needed = busy_s + work + self.estimate.decode.mean + self.estimate.after.mean
+        needed = busy_s + self._needed_s(shares)
+        idle = not waiting and not busy_s
+        if now + needed > asked.due and idle and self._forgets(now):
+            needed = self._needed_s(shares)
         if now + needed > asked.due:
             raise _unreachable(asked, now + needed)
 
+    def hurries(self, asked: Asked) -> bool:
+        """Whether an image has a time to keep, its own or that of the auto mode."""
+        return asked.due < math.inf or isinstance(self._budget.mode, Auto)
+
     def learn(self, limits: Sequence[Limits], macs: Sequence[int], seconds: float) -> None:
         """See what a batch cost and how long it took."""
+        self._news = time.perf_counter()
         fractions = np.array(macs) / self._full
         self.estimate.learn(fractions, seconds)
         for limit, fraction in zip(limits, fractions.tolist(), strict=True):
@@ -124,6 +134,7 @@ class Planner:
 
     def answered(self, decode_s: float, after_s: float, total_s: float) -> None:
         """See an answer leave: what it took before, after and since its request had come."""
+        self._news = time.perf_counter()
         if decode_s:
             self.estimate.decode.add(decode_s)
         self.estimate.after.add(after_s)
@@ -132,6 +143,20 @@ class Planner:
             # Before it was read a request waited as well, for the same event loop and about as long
             # as its answer.
             self.governor.answered(mode, after_s + total_s)
+
+    def _needed_s(self, shares: Floats) -> float:
+        """Seconds until images of these shares (N,) are answered, if nothing is before them."""
+        batches = math.ceil(len(shares) / self._max_batch)
+        work = float(self.estimate.rows(shares).sum()) + batches * self.estimate.batch()
+        return work + self.estimate.decode.mean + self.estimate.after.mean
+
+    def _forgets(self, now: float) -> bool:
+        """Forget what was learnt of times if there was no news of them for a while."""
+        if now - self._news < _STALE_S:
+            return False
+        self._news = now
+        self.estimate.forget()
+        return True
 
     def _plan_behind(
         self, waiting: Sequence[Asked], mode: Auto, late: npt.NDArray[np.bool_], now: float
@@ -161,6 +186,8 @@ class Planner:
         shares = np.clip(self._levels[:, None], low, high)
         rows, batch = self.estimate.rows(shares, margin), self.estimate.batch(margin)
         hopeless, cheapest = _hopeless(now + batch, rows[0], hard)
+        if hopeless.all() and self._forgets(now):
+            return self._plan_in_time(waiting, mode, now)
         rows[:, hopeless], due[hopeless] = 0, math.inf
         batches = np.arange(len(waiting)) // self._max_batch + 1
         ends = now + np.cumsum(rows, axis=1) + batches * batch

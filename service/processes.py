@@ -41,10 +41,14 @@ def serve_in_processes(settings: Settings) -> int:
         ]
         came = _pass_signals_on(processes)
         for process in processes:
+            if came:
+                break
             process.start()
+            if came:  # while it had no number yet by which it could be told
+                _signal(process, came[-1])
         # When the last of them stops to listen, nobody must be left waiting at this one.
         listener.close()
-        return _wait(processes, came)
+        return _wait([process for process in processes if process.pid is not None], came)
 
 
 def _serve(settings: Settings, siblings: Siblings, listener: socket.socket) -> None:
@@ -78,13 +82,17 @@ def _pass_signals_on(processes: Sequence[SpawnProcess]) -> list[int]:
     def pass_on(signum: int, frame: FrameType | None) -> None:
         came.append(signum)
         for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                if process.pid is not None and process.exitcode is None:
-                    os.kill(process.pid, signum)
+            _signal(process, signum)
 
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, pass_on)
     return came
+
+
+def _signal(process: SpawnProcess, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if process.pid is not None and process.exitcode is None:
+            os.kill(process.pid, signum)
 
 
 def _bind(host: str, port: int) -> socket.socket:

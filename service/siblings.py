@@ -56,14 +56,22 @@ class Siblings:
         return listener
 
     def tell(
-        self, method: str, target: str, headers: Headers = (), body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: Headers = (),
+        body: bytes = b"",
+        timeout_s: float = _TIMEOUT_S,
     ) -> Iterator[Reply]:
-        """Send a request to each of the others at once; blocks."""
+        """Send a request to each of the others at once; blocks.
+
+        A process must not do so in more threads than it can spare, or all wait for each other.
+        """
         headers = [(name, value) for name, value in headers if name.lower() not in _HOP]
         others = [index for index in range(self.count) if index != self.index]
         with ThreadPoolExecutor(len(others), "siblings") as pool:
             yield from pool.map(
-                lambda index: self._ask(index, method, target, headers, body), others
+                lambda index: self._ask(index, method, target, headers, body, timeout_s), others
             )
 
     @asynccontextmanager
@@ -80,8 +88,16 @@ class Siblings:
                     await asyncio.sleep(_LOCK_POLL_S)
             yield  # closing the file gives the lock back
 
-    def _ask(self, index: int, method: str, target: str, headers: Headers, body: bytes) -> Reply:
-        connection = _Connection(self._path(index))
+    def _ask(
+        self,
+        index: int,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: bytes,
+        timeout_s: float,
+    ) -> Reply:
+        connection = _Connection(self._path(index), timeout_s)
         try:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
@@ -102,8 +118,8 @@ def from_sibling(scope: Scope) -> bool:
 
 
 class _Connection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

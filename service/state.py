@@ -35,6 +35,7 @@ class Service:
 
     Attributes:
         phase: `leaving` says that others should be asked, while whoever asks is still answered.
+        asking: held while the other processes are asked, so that one thread waits for them at most.
 
     Args:
         settings: read once.
@@ -66,6 +67,7 @@ class Service:
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
+        self.asking = asyncio.Lock()
         self._starting: asyncio.Task[None] | None = None
 
     def decodes_in_batch(self, content: bytes) -> bool:

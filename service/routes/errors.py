@@ -59,7 +59,8 @@ def error_response(error: ServiceError, path: str) -> JSONResponse:
 
 
 def _sentence_of(error: ServiceError) -> str:
-    sentence = str(error)
+    # Half of a surrogate pair, which JSON can hold, is no text that could be sent.
+    sentence = str(error).encode("utf-8", "replace").decode()
     if len(sentence) <= _MOST_CHARACTERS:
         return sentence
     return f"{sentence[: _MOST_CHARACTERS - 1]}…"
@@ -117,14 +118,15 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
 
 def _methods(request: Request) -> list[str]:
     """All methods that a path has: each may be a route of its own."""
-    return [
+    methods = [
         method
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
         if any(
             route.matches({**request.scope, "method": method})[0] is Match.FULL
             for route in request.app.routes
         )
     ]
+    return ["GET", "HEAD", *methods[1:]] if "GET" in methods else methods
 
 
 def _sentence(error: dict[str, Any]) -> str:

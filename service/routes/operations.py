@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import Starting
 from service.metrics import joined
 from service.routes.errors import error_docs
 from service.schemas import Health
-from service.siblings import Siblings, from_sibling
+from service.siblings import Reply, from_sibling
 from service.state import Service, ServiceDep
 
 router = APIRouter(tags=["operations"])
+
+# Who watches the service asks again soon.
+_WAIT_S = 5.0
 
 
 @router.get("/healthz", summary="Alive?", response_model=Health)
@@ -23,28 +29,32 @@ async def get_healthz() -> Health:
 
 
 @router.get("/readyz", summary="Ready for work?", response_model=Health, responses=error_docs(503))
-def get_readyz(request: Request, service: ServiceDep) -> Health:
+async def get_readyz(request: Request, service: ServiceDep) -> Health:
     """Whether images can be classified, now and in the next seconds, by all of its processes."""
     service.check_staying()
-    if siblings := _siblings(request, service):
-        for reply in siblings.tell("GET", request.url.path):
-            if reply.status != 200:
-                raise Starting(f"process {reply.sibling} is not ready: try again in a moment")
+    for reply in await _others(request, service):
+        if reply.status != 200:
+            raise Starting(f"process {reply.sibling} is not ready: try again in a moment")
     return Health(status=service.phase)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
-def get_metrics(request: Request, service: ServiceDep) -> Response:
+async def get_metrics(request: Request, service: ServiceDep) -> Response:
     """All series in Prometheus' text format; if there are several processes, of all of them."""
-    # Not async: writing some hundred series takes long enough to be kept off the event loop.
-    text = service.metrics.text()
-    if siblings := _siblings(request, service):
-        replies = siblings.tell("GET", request.url.path)
-        texts = {reply.sibling: reply.body for reply in replies if reply.status}
-        text = joined({siblings.index: text} | texts)
+    # Writing some hundred series takes long enough to be kept off the event loop.
+    text = await run_in_threadpool(service.metrics.text)
+    if replies := await _others(request, service):
+        assert service.siblings
+        # What one of them cannot tell, it tells when it is asked again.
+        texts = {reply.sibling: reply.body for reply in replies if reply.status == 200}
+        text = joined({service.siblings.index: text} | texts)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _siblings(request: Request, service: Service) -> Siblings | None:
-    """The other processes, if there are any and it is not one of them that asks."""
-    return None if from_sibling(request.scope) else service.siblings
+async def _others(request: Request, service: Service) -> list[Reply]:
+    """What the other processes say, if there are any and it is none of them that asks."""
+    siblings, path = service.siblings, request.url.path
+    if siblings is None or from_sibling(request.scope):
+        return []
+    async with service.asking:
+        return await asyncio.to_thread(lambda: list(siblings.tell("GET", path, timeout_s=_WAIT_S)))

@@ -48,10 +48,17 @@ async def post_index(request: Request, service: ServiceDep) -> list[dict[str, st
 
 
 async def _own_pages_only(request: Request, service: ServiceDep) -> None:
-    """A page of another site can send a plain POST, and unlike a PUT its browser asks nobody."""
-    foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    """A page of another site can send a plain POST, and unlike a PUT its browser asks nobody.
+
+    A browser says so by either header, by the first only where it trusts the connection.
+    """
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    host = request.headers.get("host")
+    foreign = site in ("cross-site", "same-site") or (
+        origin is not None and origin.partition("://")[2] != host
+    )
     named = listed(service.settings.cors_origins)
-    if foreign and "*" not in named and request.headers.get("origin") not in named:
+    if foreign and "*" not in named and origin not in named:
         raise Forbidden(
             "a page of another site may not load or unload models: name it in RNP_CORS_ORIGINS, "
             "or send PUT or DELETE /models from elsewhere"

@@ -15,6 +15,7 @@ from service.routes.errors import error_response
 from service.security.access import Role, role_of
 from service.security.keys import Key, Keyring
 from service.security.rates import Buckets, address_group
+from service.siblings import from_sibling
 
 _BEARER = "bearer "
 
@@ -48,14 +49,16 @@ class Guard:
             await self._app(scope, receive, send)
             return
         role = role_of(scope["method"], scope["path"])
+        # What another process forwards was paid for there.
+        buckets = None if from_sibling(scope) else self._buckets
         if role == Role.ANYONE:
             await self._app(scope, receive, send)
             return
         try:
             key = self._admit(scope, role)
             client = _client(scope, key)
-            if self._buckets:
-                self._buckets.take(client)
+            if buckets:
+                buckets.take(client)
         except ServiceError as error:
             self._name_route(scope)
             note_refusal(error.code)
@@ -65,7 +68,10 @@ class Guard:
         try:
             await self._app(scope, receive, send)
         finally:
-            self._charge(client)
+            # How many images a request holds shows only when its body was read, one is paid for.
+            notes = NOTES.get()
+            if buckets and notes and len(notes.images) > 1:
+                buckets.charge(client, len(notes.images) - 1)
 
     def _admit(self, scope: Scope, role: Role) -> Key | None:
         if self._keyring is None:
@@ -83,12 +89,6 @@ class Guard:
             if match == Match.FULL:
                 scope["route"] = found["route"]
                 return
-
-    def _charge(self, client: str) -> None:
-        """How many images a request holds shows only when its body was read, one is paid for."""
-        notes = NOTES.get()
-        if self._buckets and notes and len(notes.images) > 1:
-            self._buckets.charge(client, len(notes.images) - 1)
 
 
 def _presented(scope: Scope) -> str | None:

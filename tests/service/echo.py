@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -60,6 +61,9 @@ class EchoPlan:
         self.checked.append((len(waiting), places, busy_s))
         if asked.due < 0:
             raise DeadlineUnreachable("too near")
+
+    def hurries(self, asked: Asked) -> bool:
+        return asked.due < math.inf
 
     def learn(self, limits: list[Limits], macs: list[int], seconds: float) -> None:
         self.learnt.append(([limit.budget for limit in limits], macs))

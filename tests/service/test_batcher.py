@@ -304,3 +304,11 @@ def test_batches_count_those_that_were_answered(batcher: Batcher, engine: EchoEn
         (future,) = submit(batcher, value)
         future.exception(10)
     assert (len(engine.batches), batcher.batches) == (3, 2)
+
+
+def test_image_that_hurries_waits_for_no_more(engine: EchoEngine) -> None:
+    batcher = Batcher(engine, EchoPlan(), max_batch=4, max_wait_s=60, max_queue=8)
+    (patient,) = submit(batcher, 1)
+    hurried = Waiting(batcher.reserve(1, Asked(0, 1, due=10)), 2)
+    assert [one.result(10).logits[0] for one in (patient, hurried)] == [1, 2]
+    batcher.close()

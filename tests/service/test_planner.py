@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from models.card import CalibrationPoint, Card
+from service import planner as module
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.costs import Cost, CostTable
@@ -221,3 +222,37 @@ def test_check_refuses_what_the_queue_makes_late(card: Card) -> None:
         some.check(asked, [], 1, 0.05)
     # What has a deadline itself can be cheap.
     some.check(asked, [Asked(now, due=math.inf if n < 2 else now + 1) for n in range(8)], 1, 0.0)
+
+
+def test_what_refuses_all_by_which_it_would_be_corrected_is_forgotten(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, now = planner(card), time.perf_counter()
+    asked = Asked(now, due=now + 0.5)
+    # A stall, seen by all of a batch.
+    for _ in range(16):
+        some.answered(0.9, 0.9, 2.0)
+    with pytest.raises(DeadlineUnreachable):
+        some.check(asked, [], 1, 0.0)
+    monkeypatch.setattr(module, "_STALE_S", 0.0)
+    for waiting, busy_s in (([Asked(now)], 0.0), ([], 0.1)):
+        with pytest.raises(DeadlineUnreachable):  # there will be news
+            some.check(asked, waiting, 1, busy_s)
+    some.check(asked, [], 1, 0.0)
+
+
+def test_plan_forgets_what_makes_all_late(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = planner(card)
+    for after_s in (0.0, 2.0) * 4:  # its mean would do, but not what it deviates by
+        some.answered(0.0, after_s, 1.0)
+    now = time.perf_counter()
+    asked = Asked(now, due=now + 1.5)
+    assert isinstance(decided(some, asked, now=now)[0], DeadlineUnreachable)
+    monkeypatch.setattr(module, "_STALE_S", 0.0)
+    assert decided(some, asked, now=now)[0].by == "deadline"
+
+
+def test_hurries_with_a_deadline_or_in_the_auto_mode(card: Card) -> None:
+    assert not planner(card).hurries(Asked(0))
+    assert planner(card).hurries(Asked(0, due=1))
+    assert planner(card, Auto(10, floor=0.2)).hurries(Asked(0))

@@ -6,11 +6,16 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
 
 import httpx
 import pytest
@@ -21,7 +26,7 @@ from models.card import Card
 from service.app import create_app
 from service.settings import Settings
 from service.siblings import Siblings
-from tests.service.running import Load, accepts, log, run, running
+from tests.service.running import Load, accepts, environment, log, run, running
 from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until
 
 TWO = {"RNP_WORKERS": "2", "RNP_MODEL": "tiny"}
@@ -189,6 +194,65 @@ def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> Non
     assert "model.safetensors does not match its SHA-256" in done.stderr
 
 
+def test_signal_while_processes_are_started_reaches_all(two_bundles: Path, tmp_path: Path) -> None:
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment(two_bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO),
+            stdout=subprocess.DEVNULL,
+        )
+        # The first of two is being started.
+        wait_until(lambda pid=process.pid: Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_model_that_is_gone_in_one_process_can_be_removed_from_all(
+    two_bundles: Path, tmp_path: Path
+) -> None:
+    with (
+        tempfile.TemporaryDirectory() as short,  # as a socket's path must be
+        running(two_bundles, tmp_path, **TWO | {"TMPDIR": short}) as (_, client),
+    ):
+        for index in (0, 1):
+            (path,) = Path(short).glob(f"rnp-*/{index}.sock")
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as sibling:
+                assert sibling.delete("http://localhost/models/other").status_code == 204
+            assert client.delete("/models/other").status_code == 204
+            assert {one.status_code for one in ask_all(client, "GET", "/models/other")} == {404}
+            assert client.delete("/models/other").status_code == 404
+            assert client.put("/models/other").status_code == 200
+
+
+def test_what_is_forwarded_is_paid_for_once(two_bundles: Path, tmp_path: Path) -> None:
+    few = {"RNP_RATE_PER_S": "0.001", "RNP_RATE_BURST": "1", "RNP_TRUSTED_PROXIES": "127.0.0.1"}
+    with running(two_bundles, tmp_path, **TWO | few) as (_, client):
+        for number in range(4):
+            address = {"x-forwarded-for": f"10.0.0.{number}"}
+            answer = client.put("/budget", json={"budget": 0.5 + number / 8}, headers=address)
+            assert answer.status_code == 200
+        assert client.put("/budget", json={"budget": 0.5}, headers=address).status_code == 429
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/readyz"])
+def test_many_who_watch_at_once_do_not_wait_for_each_other(
+    service: tuple[subprocess.Popen[str], httpx.Client], path: str
+) -> None:
+    _, client = service
+    statuses: Counter[int] = Counter()
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=30) as other:
+            statuses[other.get(path).status_code] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(120)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == {200: 120}
+
+
 @pytest.fixture
 def alone(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
     """One of two processes, the other of which is not there."""
@@ -214,3 +278,22 @@ def test_readiness_and_metrics_know_of_a_sibling_that_is_not_there(alone: httpx.
     assert "process 1 is not ready" in answer.json()["error"]
     assert samples(alone, "rnp_images_total") == {"0": 0.0}
     assert alone.post("/classify", content=png()).status_code == 200
+
+
+def test_metrics_of_a_sibling_that_refuses_are_left_out(
+    alone: httpx.Client, tmp_path: Path
+) -> None:
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b'{"error": "too many connections"}')
+
+        def address_string(self) -> str:
+            return "sibling"
+
+    with UnixStreamServer(str(tmp_path / "1.sock"), Busy) as sibling:
+        threading.Thread(target=sibling.serve_forever, daemon=True).start()
+        wait_until(lambda: alone.get("/models").status_code == 200)
+        assert samples(alone, "rnp_images_total") == {"0": 0.0}
+        sibling.shutdown()

@@ -43,3 +43,17 @@ def test_get_metrics_is_prometheus_text(client: httpx.Client) -> None:
     families = list(text_string_to_metric_families(response.text))
     assert families
     assert all(family.name.startswith("rnp_") for family in families)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/models", "/docs", "/v2"])
+def test_head_is_a_get_without_its_body(client: httpx.Client, path: str) -> None:
+    response, whole = client.head(path), client.get(path)
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"] == whole.headers["content-type"]
+    assert client.get("/healthz").json() == {"status": "ok"}  # nothing was left on the connection
+
+
+def test_head_of_what_is_no_get_is_405(client: httpx.Client) -> None:
+    assert client.head("/classify").status_code == 405
+    assert client.put("/healthz").headers["allow"] == "GET, HEAD"
+    assert 'route="/healthz"' in client.get("/metrics").text

@@ -208,9 +208,9 @@ def test_request_bad_input_refused_and_service_stays_healthy(
     ("method", "path", "allowed"),
     [
         ("GET", "/classify", "POST"),
-        ("TRACE", "/budget", "GET, PUT"),
-        ("DELETE", "/v2/models/tiny/versions/1", "GET"),
-        ("PUT", "/docs", "GET"),
+        ("TRACE", "/budget", "GET, HEAD, PUT"),
+        ("DELETE", "/v2/models/tiny/versions/1", "GET, HEAD"),
+        ("PUT", "/docs", "GET, HEAD"),
     ],
 )
 def test_request_wrong_method_tells_the_right_ones(
