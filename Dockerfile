@@ -24,7 +24,7 @@ WORKDIR /app
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", \
-    "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['RNP_PORT']}/readyz\")"]
+    "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(f\"http://127.0.0.1:{os.environ['RNP_PORT']}/readyz\")"]
 CMD ["python", "-m", "service"]
 
 FROM base AS cpu

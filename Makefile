@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-HOST   ?= $(or $(RNP_HOST),127.0.0.1)
-PORT   ?= $(or $(RNP_PORT),8000)
+# Given to make alone: some shells export a HOST, which is the machine's name.
+HOST   := $(or $(RNP_HOST),127.0.0.1)
+PORT   := $(or $(RNP_PORT),8000)
 DATA   ?=
 OUT    ?=
 BACKBONE ?= mcifarnet
@@ -45,7 +46,7 @@ train: $(full)  ## a bundle from images: DATA=folder|data set OUT=directory [BAC
 	@$(if $(and $(DATA),$(OUT)),,$(error make train needs DATA (images) and OUT (a new bundle directory)))
 	@exec $(python) -m training fit --data $(DATA) --backbone $(BACKBONE) --out $(OUT) $(ARGS)
 
-bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS go to each
+bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS="--data …" go to each
 	@set -e; for name in $(BENCH); do $(python) -m benchmarks.$$name $(ARGS); done
 
 gpu-check: $(full)  ## all that needs a GPU: correctness, benchmark, profiles, into benchmarks/results

@@ -60,7 +60,7 @@ def compare(
         cap,
         float(same.mean()),
         float((first.logits.argmax(1) == second.logits.argmax(1)).mean()),
-        float(np.abs(first.logits - second.logits)[same].max()),
+        float(np.abs(first.logits - second.logits)[same].max(initial=0)),
         float(fractions.mean()),
         float(fractions.max()),
     )
@@ -94,7 +94,7 @@ def main() -> int:
     bundle = read_bundle(flags.bundle)
     card = bundle.card
     images = load_test(flags.data, card.preprocessing, names=card.labels, cache=flags.cache)
-    images = images.subset(np.arange(flags.images or len(images)))
+    images = images.subset(np.arange(min(flags.images or len(images), len(images))))
     engines: list[Engine] = [
         TorchEngine(bundle, threads=flags.threads),
         OnnxEngine(bundle, threads=flags.threads),
@@ -113,7 +113,7 @@ def main() -> int:
               f"| {row.largest_logit_difference:.1e} | {row.mean_fraction:.3f} "
               f"| {row.largest_fraction:.4f} |", flush=True)  # fmt: skip
         rows.append(row)
-    good = all(row.good for row in rows)
+    good = bool(rows) and all(row.good for row in rows)
     report = {"benchmark": "agreement", "bundle": card.name, "digest": bundle.digest}
     rest = {"images": len(images), "good": good, "rows": [asdict(row) for row in rows]}
     print(json.dumps(report | rest))

@@ -87,6 +87,8 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=Config().cache_dir)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     flags = parser.parse_args()
+    if flags.images % WINDOW or flags.images <= SETTLED:
+        parser.error(f"--images must be a multiple of {WINDOW} above {SETTLED}")
     bundle = read_bundle(flags.bundle)
     card = bundle.card
     images = load_test(flags.data, card.preprocessing, names=card.labels, cache=flags.cache)

@@ -215,7 +215,7 @@ def time_batch(
     """Rows of one network and batch, the medians of the rounds."""
     from service.costs import batches, rows_at
 
-    n = batch if flags.rehearse else max(batch, ROWS)
+    n = batch * (1 if flags.rehearse else max(ROWS // batch, 1))
     images, fractions = some_images(bundle, n), {}
     works: dict[object, list[tuple[Callable[[], object], Callable[[], object]]]] = {}
     for budget in flags.budgets:
@@ -224,7 +224,8 @@ def time_batch(
         works[budget] = [engine_part(engine, *part) for part in parts]
     found = rivals(flags, bundle, images[:batch])
     for rival, run in found.items():
-        works[rival] = [(lambda: None, run)] * (n // batch)
+        # Each run computes a whole batch, the last one too.
+        works[rival] = [(lambda: None, run)] * len(batches(n, batch))
     if flags.rehearse:
         for before, work in itertools.chain(*works.values()):
             before()

@@ -20,6 +20,7 @@ import json
 import os
 import statistics
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from models.bundle import Bundle, read_bundle
 from training.config import Config
 
 LEVEL = 0.7
+# Seconds that an answer is waited for, of all servers alike.
+PATIENCE_S = 60.0
 FULL = "ours, budget 1"
 OURS = {FULL: "budget=1", "ours, budget 0.25": "budget=0.25"}
 VENVS = Path("~/.cache/runtime-neural-pruning/peers").expanduser()
@@ -127,26 +130,30 @@ def run_round(
     """One server in one round; ours, if there is no peer, at each of its budgets."""
     if peer is None:
         # Without a line for each request, as the others.
-        with service(bundle.path, workers=flags.workers, log_level="WARNING") as server:
-            for name, query in OURS.items():
-                requests = [post(f"/classify?{query}", file, flags.kind) for file in files.contents]
-                plan = Plan(server.host, server.port, requests, read_classification)
+        for name, query in OURS.items():
+            requests = [post(f"/classify?{query}", file, flags.kind) for file in files.contents]
+            with service(bundle.path, workers=flags.workers, log_level="WARNING") as server:
+                plan = Plan(
+                    server.host, server.port, requests, read_classification, timeout_s=PATIENCE_S
+                )
                 yield name, measure(plan, files, seed, flags, cost)
         return
     requests = [post(peer.path, peer.body(file), peer.content_type) for file in files.contents]
     with served(peer, bundle, flags.venvs, flags.share) as server:
-        plan = Plan(server.host, server.port, requests, peer.read, timeout_s=60)
+        plan = Plan(server.host, server.port, requests, peer.read, timeout_s=PATIENCE_S)
         yield peer.name, measure(plan, files, seed, flags, cost)
 
 
 def measure_all(
     peers: Sequence[Peer], bundle: Bundle, files: Files, flags: argparse.Namespace
 ) -> tuple[report.GeneratorCost, dict[str, Found], dict[str, str]]:
-    """All servers in turn, in every round; the last is why those are missing that are."""
+    """All servers in turn, another one first in every round; and why those are missing that are."""
     cost, found, missing = report.GeneratorCost(), dict[str, Found](), dict[str, str]()
     ours = np.full(len(files.contents), np.nan)
     for round_ in range(flags.rounds):
-        for peer in [None, *peers]:
+        order = deque([None, *peers])  # ours first, with whose answers the others' are compared
+        order.rotate(-round_)
+        for peer in order:
             try:
                 for name, one in run_round(peer, bundle, files, round_, flags, cost):
                     ours = one.answers if name == FULL else ours

@@ -114,7 +114,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes of the service")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
     parser.add_argument("--level", type=float, default=0.6, help="share of what it carries")
-    parser.add_argument("--target-ms", type=float, help="of the auto mode; absent, budget 1")
+    parser.add_argument("--target-ms", type=float, help="of the auto mode; else it is fixed")
     parser.add_argument("--most-mb", type=float, default=0.5, help="growth per 10,000 requests")
     parser.add_argument("--chaos", action="store_true", help="what goes wrong, instead of a soak")
     parser.add_argument("--items", nargs="+", default=list(ITEMS), choices=ITEMS)
@@ -135,7 +135,7 @@ def main() -> int:
     print(f"{machine}; {flags.bundle.name} carries {carried:.0f} a second at its default "
           f"budget with {flags.workers} workers; {rate:.0f} are sent", flush=True)  # fmt: skip
     if flags.chaos:
-        case = Case(flags.bundle, files, rate, flags.seconds)
+        case = Case(flags.bundle, files, rate, flags.seconds, flags.workers)
         verdicts = [ITEMS[item](case) for item in flags.items]
     else:
         verdicts = soak(flags.bundle, files, rate, flags)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from benchmarks.measure.floor import processor_name
 from models import backbones
 from models.compute import path_macs
 from models.network import Network
@@ -95,7 +95,7 @@ def measure(flags: argparse.Namespace, steps: str, *, captured: bool) -> Report:
         steps,
         batch,
         captured,
-        torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        torch.cuda.get_device_name() if device.type == "cuda" else processor_name(),
         len(timed_steps) * batch / seconds,
         macs / seconds,
         peak(device),

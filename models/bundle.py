@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -79,7 +81,7 @@ def read_bundle(path: Path) -> Bundle:
         values = json.loads(card_text)
     except OSError as error:
         raise BundleError(f"bundle {path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"bundle {path}: {CARD} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise BundleError(f"bundle {path}: {CARD} is not a JSON object")
@@ -89,9 +91,9 @@ def read_bundle(path: Path) -> Bundle:
     contents = {name: _verified(path, name, digest) for name, digest in card.files.items()}
     try:
         tensors = unpack(load_tensors(contents[WEIGHTS]))
-    except ValueError as error:
-        raise BundleError(f"bundle {path}: {error}") from error
-    _check_shapes(path, card, tensors)
+    except (ValueError, LookupError, SafetensorError) as error:
+        raise BundleError(f"bundle {path}: {WEIGHTS} cannot be read: {error}") from error
+    _check_tensors(path, card, tensors)
     return Bundle(card, tensors, path, _sha256(card_text))
 
 
@@ -139,7 +141,7 @@ def _agent_shapes(backbone: BackboneConfig, agent: AgentConfig) -> dict[str, tup
     return shapes
 
 
-def _check_shapes(path: Path, card: Card, tensors: Tensors) -> None:
+def _check_tensors(path: Path, card: Card, tensors: Tensors) -> None:
     wanted = tensor_shapes(card.backbone, card.agent)
     for name in sorted(wanted.keys() | tensors.keys()):
         found = tensors[name].shape if name in tensors else None
@@ -148,6 +150,8 @@ def _check_shapes(path: Path, card: Card, tensors: Tensors) -> None:
                 f"bundle {path}: tensor {name} is {found or 'missing'}, "
                 f"the card's dimensions want {wanted.get(name) or 'none'}"
             )
+        if not np.isfinite(tensors[name]).all():
+            raise BundleError(f"bundle {path}: tensor {name} holds values that are no numbers")
 
 
 def _verified(path: Path, name: str, digest: str) -> bytes:
@@ -155,7 +159,7 @@ def _verified(path: Path, name: str, digest: str) -> bytes:
         raise BundleError(f"bundle {path}: file name {name!r} is not plain")
     try:
         content = (path / name).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"bundle {path}: {name} cannot be read: {error}") from error
     if _sha256(content) != digest:
         raise BundleError(f"bundle {path}: {name} does not match its SHA-256: it was changed")

@@ -183,6 +183,13 @@ class Card:
             raise BundleError(
                 f"bundle card states {stated_macs} MACs, its dimensions give {self.table().full}"
             )
+        if not self.name or not all(isinstance(text, str) for text in (self.name, *self.labels)):
+            raise BundleError("bundle card's name and labels must be text")
+        if self.preprocessing.size != self.backbone.image_size:
+            raise BundleError(
+                f"bundle card's images are prepared at {self.preprocessing.size} pixels, its "
+                f"network takes {self.backbone.image_size}"
+            )
         if len(self.labels) != self.backbone.classes:
             raise BundleError(
                 f"bundle card has {len(self.labels)} labels for {self.backbone.classes} classes"
@@ -190,6 +197,12 @@ class Card:
         points = self.calibration
         if not points:
             raise BundleError("bundle card has no calibration")
+        measured: list[CalibrationPoint | TestPoint] = [*points, *self.test]
+        numbers = [value for point in measured for value in dataclasses.astuple(point)]
+        if not np.isfinite(numbers).all() or not 0 < points[0].fraction <= 1:
+            raise BundleError(
+                "bundle card's calibration or test points are not what can be measured"
+            )
         if any(point.penalty == 0 for point in points):
             raise BundleError("bundle card's calibration has the penalty 0, which asks no agent")
         for low, high in itertools.pairwise(points):

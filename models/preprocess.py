@@ -28,6 +28,9 @@ Floats = npt.NDArray[np.float32]
 
 ALLOWED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
 
+# Where a PNG's header has its bits per channel.
+_PNG_DEPTH = 24
+
 
 class ImageError(ValueError):
     """An image that cannot be classified; the message says why and what to send instead."""
@@ -68,9 +71,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
             raise ValueError(f"preprocessing: size {self.size} is not in 1..resize {self.resize}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        three = len(self.mean) == len(self.std) == 3
+        if not three or not np.isfinite(self.mean + self.std).all() or min(self.std) <= 0:
             raise ValueError(
-                f"preprocessing: mean {self.mean} and std {self.std} are not three values each, "
+                f"preprocessing: mean {self.mean} and std {self.std} are not three numbers each, "
                 "std above 0"
             )
 
@@ -186,7 +190,18 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         raise _too_complex(error) from error
     except Exception as error:  # and so do its decoders
         raise NotAnImage(f"the image is truncated or broken: {error}") from error
+    if image.format == "PNG":
+        _scale_key(image, depth=content[_PNG_DEPTH])
     return image
+
+
+def _scale_key(image: Image.Image, depth: int) -> None:
+    """The transparent colour on the scale of the pixels; Pillow leaves it on that of the file."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and depth in (2, 4):
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and isinstance(key, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
@@ -276,8 +291,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit grey at 255; the high byte is what it takes of 16-bit colour.
-        grey = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+        grey, key = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8))
+        if key is not None:
+            image.putalpha(Image.fromarray(np.where(grey == key, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         # White, as a page would show it: what lies under transparent pixels is arbitrary.
         image = image.convert("RGBA")

@@ -55,7 +55,8 @@ def accepted_encoding(accept: str) -> str | None:
     for choice in accept.lower().split(","):
         name, _, parameter = choice.partition(";")
         weights[name.strip()] = _weight(parameter)
-    known = [name for name in _WINDOW if weights.get(name, 0) > 0]
+    plain = weights.get("identity", 0.0)
+    known = [name for name in _WINDOW if weights.get(name, 0) > 0 and weights[name] >= plain]
     return max(known, key=lambda name: weights[name], default=None)
 
 

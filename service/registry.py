@@ -194,7 +194,7 @@ def bundle_names(directory: Path) -> dict[Path, str]:
     """
     root, names = directory.resolve(), {}
     for card in sorted(directory.glob(f"[!.]*/{CARD}")):
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
             name = json.loads(card.read_bytes())["name"]
             if isinstance(name, str) and card.resolve().is_relative_to(root):
                 names[card.parent] = name

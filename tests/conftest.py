@@ -13,6 +13,17 @@ import pytest
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment(tmp_path_factory):
+    """Nothing that whoever runs the tests has set for a service or a client of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.upper().startswith(("RNP_", "OTEL_")) or name.upper().endswith("_PROXY"):
+                patch.delenv(name)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def small_files(monkeypatch):
     """`with small_files(100)`: no file may grow beyond 100 bytes, as on a disk that fills up."""

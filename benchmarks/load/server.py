@@ -107,7 +107,7 @@ def running(
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | variables,
+                env=_plain_environment() | variables,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -117,6 +117,11 @@ def running(
             yield Server(process, port, log)
         finally:
             _stop(process)
+
+
+def _plain_environment() -> dict[str, str]:
+    """Without settings of a service that is not the one that is measured."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RNP_")}
 
 
 @contextlib.contextmanager

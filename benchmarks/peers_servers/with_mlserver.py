@@ -1,6 +1,6 @@
 """MLServer: adaptive batches, a worker per core; images as base64 in the Open Inference Protocol.
 
-`mlserver start` a directory with the two files that `write_settings` writes.
+`mlserver start` a directory with the two files that `write_mlserver_settings` writes.
 """
 
 from __future__ import annotations

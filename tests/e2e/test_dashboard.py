@@ -28,7 +28,7 @@ from models.preprocess import Preprocessing
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/compute.json").read_text())
 # What Grafana puts in for its variables.
-VARIABLES = {"$model": ".*", "$__rate_interval": "10s", "$__range": "1m"}
+VARIABLES = {"$model": ".*", "$__rate_interval": "5m", "$__range": "5m"}
 ERRORS = 'rnp_requests_total{route="/classify", code="400"}'
 PATIENCE_S = 30
 
@@ -59,7 +59,10 @@ def running(command: list[str], log: Path, **variables: str) -> Iterator[subproc
         pytest.fail(f"{error}; {command[0]} said:\n{log.read_text()[-2000:]}")
     finally:
         process.terminate()
-        process.wait(PATIENCE_S)
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
 
 
 def wait_until(

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
         ({}, [], ("127.0.0.1", "8000")),
         ({"RNP_HOST": "0.0.0.0", "RNP_PORT": "9000"}, [], ("0.0.0.0", "9000")),
         ({"RNP_PORT": "9000"}, ["PORT=9001"], ("127.0.0.1", "9001")),
+        # Some shells export the machine's name, on which nobody asked to listen.
+        ({"HOST": "machine", "PORT": "1"}, [], ("127.0.0.1", "8000")),
     ],
 )
 def test_make_serve_listens_where_it_is_told(variables, arguments, address, monkeypatch):

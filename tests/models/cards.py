@@ -39,4 +39,6 @@ def card_of(form, backbone):
     """A card of a backbone with an agent of any form."""
     agent = agent_config(form, backbone, encoding=4, hidden=5)
     labels = tuple(f"label {i}" for i in range(backbone.classes))
-    return make_card(backbone=backbone, agent=agent, labels=labels)
+    size = backbone.image_size
+    preprocessing = Preprocessing(size, size + 1, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    return make_card(backbone=backbone, agent=agent, labels=labels, preprocessing=preprocessing)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_read_bundle_refuses_bytes_without_steps(tmp_path):
     packed = pack(make_tensors(make_card()), "int8")
     del packed["conv.1.step"]
     write_bundle(tmp_path / "tiny", make_card(), packed)
-    with pytest.raises(BundleError, match=r"tiny: tensor conv\.1\.weight is of bytes, without"):
+    with pytest.raises(BundleError, match=r"tiny: model\.safetensors .* conv\.1\.weight is of bytes, without"):
         read_bundle(tmp_path / "tiny")
 
 
@@ -161,6 +162,14 @@ CHANGES = {
     "no calibration": lambda v: v["calibration"].clear(),
     "calibration unsorted": lambda v: v["calibration"].reverse(),
     "calibration of text": lambda v: v["calibration"][0].update(penalty="x"),
+    "an infinite penalty": lambda v: v["calibration"][0].update(penalty=math.inf),
+    "no number": lambda v: v["calibration"][-1].update(accuracy=math.nan),
+    "least above all": lambda v: [p.update(fraction=p["fraction"] + 1) for p in v["calibration"]],
+    "name of a number": lambda v: v.update(name=7),
+    "no name": lambda v: v.update(name=""),
+    "label of a number": lambda v: v["labels"].__setitem__(0, 7),
+    "images of another size": lambda v: v["preprocessing"].update(size=9),
+    "mean no number": lambda v: v["preprocessing"].update(mean=[math.nan, 0.5, 0.5]),
     "penalty zero": lambda v: v["calibration"][-1].update(penalty=0.0),
     "no files": lambda v: v.update(files={}),
     "files of another kind": lambda v: v.update(files=[1]),
@@ -244,7 +253,7 @@ def test_read_bundle_gives_back_how_often_it_looks(tmp_path, looks):
     assert len(decisions) == (min(looks, 4) or 4)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{", "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "\x00", "[" * 100_000])
 def test_read_bundle_of_a_card_that_is_no_object_raises(bundle, text):
     (bundle / CARD).write_text(text)
     with pytest.raises(BundleError, match=rf"{CARD} is not (a JSON object|JSON)"):
@@ -258,6 +267,24 @@ def test_read_bundle_of_a_tensor_of_another_shape_raises(tmp_path, name):
     write_bundle(tmp_path / "tiny", make_card(), tensors)
     with pytest.raises(BundleError, match=f"tensor {name} is "):
         read_bundle(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_read_bundle_of_weights_that_are_no_numbers_raises(tmp_path, value):
+    tensors = make_tensors(make_card())
+    tensors["head.0.bias"][1] = value
+    write_bundle(tmp_path / "tiny", make_card(), tensors)
+    with pytest.raises(BundleError, match=r"tensor head\.0\.bias holds values that are no numbers"):
+        read_bundle(tmp_path / "tiny")
+
+
+def test_read_bundle_of_other_bytes_as_weights_raises(bundle):
+    content = b"no safetensors"
+    (bundle / WEIGHTS).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    edit(bundle, lambda v: v["files"].update({WEIGHTS: digest}))
+    with pytest.raises(BundleError, match=f"{WEIGHTS} cannot be read"):
+        read_bundle(bundle)
 
 
 def test_read_bundle_without_a_tensor_raises(tmp_path):

@@ -151,6 +151,48 @@ def test_pixels_half_transparent_is_mixed_with_white() -> None:
     np.testing.assert_allclose(mean_rgb(encode(image, "PNG")), [255, 127, 127], atol=1)
 
 
+def png_of(depth: int, colour: int, samples: list[list[int]], key: tuple[int, ...]) -> bytes:
+    """A PNG of rows of samples, of so many bits each, and the colour that is transparent."""
+    rows = b""
+    for row in samples:
+        bits = "".join(f"{value:0{depth}b}" for value in row)
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    width = len(samples[0]) // (3 if colour == 2 else 1)
+    header = struct.pack(">IIBBBBB", width, len(samples), depth, colour, 0, 0, 0)
+    parts = {b"IHDR": header, b"tRNS": struct.pack(f">{len(key)}H", *key)}
+    parts |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in parts.items():
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    return content
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "keyed", "other", "shown"),
+    [
+        (1, 0, 0, 1, 255),
+        (2, 0, 1, 2, 170),
+        (4, 0, 1, 2, 34),
+        (8, 0, 1, 2, 2),
+        (16, 0, 0x1234, 0x3412, 0x34),
+        (8, 2, 1, 2, 2),
+        (16, 2, 0x1234, 0x3412, 0x34),
+        (16, 2, 0xFF00, 0x0000, 0),
+    ],
+)
+def test_pixels_of_the_transparent_colour_become_white_at_every_depth(
+    depth: int, colour: int, keyed: int, other: int, shown: int
+) -> None:
+    channels = 3 if colour == 2 else 1
+    samples = [([keyed] * 4 + [other] * 4) * channels] * 8
+    if colour == 2:
+        samples = [[keyed] * 12 + [other] * 12] * 8
+    pixels = SMALL.pixels(decode(png_of(depth, colour, samples, (keyed,) * channels), LIMIT))
+    np.testing.assert_array_equal(pixels[:, :4], np.full((8, 4, 3), 255))
+    np.testing.assert_array_equal(pixels[:, 4:], np.full((8, 4, 3), shown))
+
+
 def test_pixels_transparent_palette_becomes_white() -> None:
     image = half_red(8).convert("P", palette=Image.Palette.ADAPTIVE)
     red = image.getpixel((0, 0))

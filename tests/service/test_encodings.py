@@ -83,6 +83,8 @@ def test_deflate_is_what_others_inflate(encoding: str) -> None:
         ("gzip;q=x", None),
         ("gzip;q=nan", None),
         (";;,,=", None),
+        ("identity;q=1, gzip;q=0.1", None),
+        ("identity;q=0.1, gzip;q=0.5", "gzip"),
     ],
 )
 def test_accepted_encoding_is_the_one_preferred(accept: str, expected: str | None) -> None:

@@ -113,7 +113,7 @@ def test_who_has_fewer_connections_takes_the_next_ones(
         time.sleep(0.5)  # the process tells every 0.1 s
         next_ones = Counter(connect(stack)[1] for _ in range(MANY // 4))
     # One that is busy for too long may lose some of them.
-    assert next_ones[1] >= 0.8 * next_ones.total()
+    assert next_ones[1] > 0.5 * next_ones.total()
 
 
 def test_budget_is_set_in_all_processes(

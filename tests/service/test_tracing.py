@@ -190,6 +190,7 @@ def test_collector_that_is_away_harms_no_request(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # seconds that it is tried for
     url = collector.url
+    collector.shutdown()
     collector.server_close()
     with serve(create_app(traced(settings, url), engine)) as client:
         assert client.post("/classify", content=png()).status_code == 200

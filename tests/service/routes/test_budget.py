@@ -8,7 +8,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.support import FakeEngine, png, serve
+from tests.service.support import FakeEngine, png, serve, wait_until
 
 
 def test_get_budget_is_the_setting_at_first(client: httpx.Client) -> None:
@@ -39,14 +39,16 @@ def test_put_budget_auto_tells_what_is_in_force(client: httpx.Client) -> None:
 def test_auto_budget_falls_under_load_and_comes_back(
     client: httpx.Client, engine: FakeEngine
 ) -> None:
-    client.put("/budget", json={"mode": "auto", "target_p95_ms": 50, "floor": 0.3})
+    client.put("/budget", json={"mode": "auto", "target_p95_ms": 1000, "floor": 0.3})
     answer = client.post("/classify", content=png()).json()
     assert (answer["budget"], answer["budget_by"]) == (1, "load")
+    engine.started.clear()
     engine.gate.clear()
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(client.post, "/classify", content=png()) for _ in range(4)]
         assert engine.started.wait(10)
-        time.sleep(0.2)
+        wait_until(lambda: "rnp_queue_depth 3.0" in client.get("/metrics").text)
+        time.sleep(1.1)
         engine.gate.set()
         budgets = [future.result().json()["budget"] for future in waiting]
     # Those that waited for the first one are late already.
