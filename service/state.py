@@ -22,7 +22,7 @@ from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles
 from service.settings import Settings, SettingsError
-from service.siblings import Siblings
+from service.siblings import Reply, Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Service:
 
     Attributes:
         phase: `leaving` says that others should be asked, while whoever asks is still answered.
-        asking: held while the other processes are asked, so that one thread waits for them at most.
+        asking: what the other processes are being asked, by path: whoever wants to know the same
+            meanwhile waits for the same answer, so that one thread at most waits for them.
 
     Args:
         settings: read once.
@@ -67,7 +68,7 @@ class Service:
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.asking = asyncio.Lock()
+        self.asking: dict[str, asyncio.Task[list[Reply]]] = {}
         self._starting: asyncio.Task[None] | None = None
 
     def decodes_in_batch(self, content: bytes) -> bool:

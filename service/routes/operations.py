@@ -56,5 +56,8 @@ async def _others(request: Request, service: Service) -> list[Reply]:
     siblings, path = service.siblings, request.url.path
     if siblings is None or from_sibling(request.scope):
         return []
-    async with service.asking:
-        return await asyncio.to_thread(lambda: list(siblings.tell("GET", path, timeout_s=_WAIT_S)))
+    if path not in service.asking:
+        told = asyncio.to_thread(lambda: list(siblings.tell("GET", path, timeout_s=_WAIT_S)))
+        service.asking[path] = asyncio.create_task(told)
+        service.asking[path].add_done_callback(lambda _: service.asking.pop(path))
+    return await asyncio.shield(service.asking[path])

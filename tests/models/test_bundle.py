@@ -67,7 +67,9 @@ def test_read_bundle_refuses_bytes_without_steps(tmp_path):
     packed = pack(make_tensors(make_card()), "int8")
     del packed["conv.1.step"]
     write_bundle(tmp_path / "tiny", make_card(), packed)
-    with pytest.raises(BundleError, match=r"tiny: model\.safetensors .* conv\.1\.weight is of bytes, without"):
+    with pytest.raises(
+        BundleError, match=r"tiny: model\.safetensors .* conv\.1\.weight is of bytes, without"
+    ):
         read_bundle(tmp_path / "tiny")
 
 
