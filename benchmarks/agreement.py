@@ -94,7 +94,7 @@ def main() -> int:
     bundle = read_bundle(flags.bundle)
     card = bundle.card
     images = load_test(flags.data, card.preprocessing, names=card.labels, cache=flags.cache)
-    images = images.subset(np.arange(min(flags.images or len(images), len(images))))
+    images = images.subset(np.arange(len(images))[: flags.images or None])
     engines: list[Engine] = [
         TorchEngine(bundle, threads=flags.threads),
         OnnxEngine(bundle, threads=flags.threads),

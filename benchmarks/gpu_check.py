@@ -224,8 +224,7 @@ def time_batch(
         works[budget] = [engine_part(engine, *part) for part in parts]
     found = rivals(flags, bundle, images[:batch])
     for rival, run in found.items():
-        # Each run computes a whole batch, the last one too.
-        works[rival] = [(lambda: None, run)] * len(batches(n, batch))
+        works[rival] = [(lambda: None, run)] * (n // batch)
     if flags.rehearse:
         for before, work in itertools.chain(*works.values()):
             before()

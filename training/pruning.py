@@ -204,6 +204,11 @@ def _put(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def torch_pruning() -> Any:
+    """The library.
+
+    Raises:
+        ConfigError: it is missing.
+    """
     try:
         import torch_pruning
     except ImportError as error:

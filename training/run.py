@@ -251,7 +251,8 @@ def _check_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
 def _check_split(start: Bundle, config: Config, train: Images, held_out: Images) -> None:
     """Refuse to hold out images that the bundle was trained on: all choices would be too sure."""
     card = start.card
-    same = card.data["source"] == Path(config.data.source).name and card.labels == train.names
+    source = Path(config.data.source).name
+    same = card.data.get("source") == source and card.labels == train.names
     if same and (card.seed, card.data["held_out"]) != (config.seed, len(held_out)):
         raise ConfigError(
             f"setting seed is {config.seed} and {len(held_out)} images are held out, but bundle "

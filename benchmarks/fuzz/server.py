@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from benchmarks.load.server import plain_environment
 
 START_S = 120
 
@@ -56,11 +57,10 @@ def running(bundles: Path, **variables: str) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {"RNP_BUNDLES": str(bundles), "RNP_PORT": str(port), "RNP_LOG_LEVEL": "ERROR"}
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("RNP_")}
     with TemporaryFile() as log:
         command = [sys.executable, "-m", "service"]
         process = subprocess.Popen(
-            command, env=plain | own | variables, stdout=log, stderr=subprocess.STDOUT
+            command, env=plain_environment() | own | variables, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             server = Server(process, port)

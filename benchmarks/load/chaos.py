@@ -99,12 +99,12 @@ def stopped(case: Case) -> Verdict:
         code = server.process.wait(PATIENCE_S)
     due = outcome.columns["due"] + outcome.start
     # What is due at the very end may be sent after it.
-    said_s = LAME_DUCK_S - MARGIN_S
-    before, leaving = due <= asked, (due > asked) & (due <= asked + said_s)
+    leaving_s = LAME_DUCK_S - MARGIN_S
+    before, leaving = due <= asked, (due > asked) & (due <= asked + leaving_s)
     lost = int((~outcome.ok & (before | leaving)).sum())
     said = (
         f"{lost} of {before.sum()} due before the signal and {leaving.sum()} due in the "
-        f"{said_s:g} s after it were not answered; exit code {code}"
+        f"{leaving_s:g} s after it were not answered; exit code {code}"
     )
     good = not lost and code == 0 and bool(before.any() and leaving.any())
     return Verdict("SIGTERM", good, said, {"lost": lost})

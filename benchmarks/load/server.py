@@ -107,7 +107,7 @@ def running(
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=_plain_environment() | variables,
+                env=plain_environment() | variables,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -119,8 +119,8 @@ def running(
             _stop(process)
 
 
-def _plain_environment() -> dict[str, str]:
-    """Without settings of a service that is not the one that is measured."""
+def plain_environment() -> dict[str, str]:
+    """Ours, without the settings of whatever service its owner runs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RNP_")}
 
 
