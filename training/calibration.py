@@ -53,13 +53,15 @@ def widest_gap(measured: dict[float, CalibrationPoint]) -> float:
     """The penalty in the middle of the two neighbours that differ most in what they spend.
 
     Where the spending jumps, halving the gap again and again would find the jump and nothing
-    else: a gap counts by its width in penalty as well.
+    else: a gap counts by its width in penalty as well. What is spent beyond the full network's
+    MACs, which no budget asks for, and what falls with the penalty, which `rising` leaves out, do
+    not count.
     """
     points = sorted(measured.values(), key=lambda point: point.penalty)
 
     def width(pair: tuple[CalibrationPoint, CalibrationPoint]) -> float:
         low, high = pair
-        return abs(low.fraction - high.fraction) * (
+        return (min(low.fraction, 1) - min(high.fraction, 1)) * (
             penalty_scale(high.penalty) - penalty_scale(low.penalty)
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import Bundle, read_bundle
+from models.card import Card
 from training.errors import ConfigError
 from training.evaluation import (
     about,
@@ -67,13 +68,16 @@ def compare(
         static: reports of static networks.
 
     Raises:
-        ConfigError: the bundles are of different kinds, or a report cannot be read.
+        ConfigError: the bundles are of different kinds or one is there twice, or a report cannot be
+            read or is of another network.
     """
     ours = [read_bundle(path) for path in bundles]
     rivals = [read_bundle(path) for path in others]
-    networks = [_read_static(path) for path in static]
-    if len({(b.card.backbone, b.card.labels, b.card.agent.form) for b in ours}) > 1:
+    if len({_kind(bundle.card) for bundle in ours}) > 1:
         raise ConfigError("the bundles to compare must differ in nothing but their seeds")
+    if len({bundle.digest for bundle in ours}) < len(ours):
+        raise ConfigError("a bundle is named twice: name each once")
+    networks = [_read_static(path, ours[0].card) for path in static]
     for bundle in ours:
         check_budgets(bundle.card, budgets)
     report: dict[str, Any] = {"seed": seed, "ours": [], "others": [], "static": networks}
@@ -116,12 +120,26 @@ def _other(bundle: Bundle, source: str, budgets: Sequence[float], cache: Path) -
     }
 
 
-def _read_static(path: Path) -> dict[str, Any]:
+def _kind(card: Card) -> tuple[object, ...]:
+    """What bundles of different seeds have in common: all but the agent's paths."""
+    agent = {**asdict(card.agent), "paths": ()}
+    return card.backbone, card.labels, *agent.values()
+
+
+def _read_static(path: Path, card: Card) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
-        return {name: report[name] for name in ("method", "fraction", "accuracy", "seed")}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        told = {name: report[name] for name in ("method", "fraction", "accuracy", "seed")}
+        full, labels = round(report["macs"] / report["fraction"]), report["labels"]
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"static report {path} cannot be read: {error}") from error
+    if (full, tuple(labels)) != (card.table().full, card.labels):
+        raise ConfigError(
+            f"static report {path} is of a network of {full} MACs and {len(labels)} classes, "
+            f"{card.name} has {card.table().full} and {len(card.labels)}: give reports of the same "
+            "network and data"
+        )
+    return told
 
 
 def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:
@@ -232,7 +250,7 @@ def picture(report: dict[str, Any]) -> bytes:
         label = f"static: {method}"
         axes.plot(*zip(*points, strict=True), "P<>*"[number % 4], color="#b91c1c", label=label)
     first = report["ours"][0]
-    known = PUBLISHED.get(first["backbone"], {}) if "cifar10" in Path(first["data"]).name else {}
+    known = PUBLISHED.get(first["backbone"], {}) if Path(first["data"]).name == "cifar10" else {}
     for number, (name, points) in enumerate(known.items()):
         xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
         label = f"published {name}"

@@ -1,7 +1,9 @@
 """Rivals of the agent on the same weights and images, each at the compute that ours spent.
 
 - uniform: every layer at the same width;
-- fixed: the best path for all images alike, found by search on held-out images (`training.paths`);
+- fixed: the same for all images: one of the paths that were found by search on held-out images
+  (`training.paths`), or, where ours blends two views, one of the ways that ours may go. Which, is
+  taken in hindsight;
 - random: every image along its own random path;
 - cascade: the narrowest path first, then another one where its two best classes are closest. Which
   other path does best is taken in hindsight, which flatters this rival;
@@ -16,7 +18,7 @@
 Where ours looks at mirror images and blends its answers, the cascades do so on the same paths, or
 do not blend, whichever is better, and what is shuffled does.
 
-Between two fixed paths lies their mixture by lot, whose accuracy is the mean of theirs.
+Between two that are fixed lies their random mixture, whose accuracy is the mean of theirs.
 
 All classify the same images, so a difference between ours and a rival is known better than either:
 its standard error counts only the images of which one of the two is right.
@@ -25,7 +27,7 @@ its standard error counts only the images of which one of the two is right.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 
@@ -42,7 +44,7 @@ from training.evaluation import at_budget
 from training.measure import Outcome, Policy, along
 from training.supernet import draw_paths
 
-# (N,) whether each image is classified right, or by lot the chance of it.
+# (N,) whether each image is classified right, or, in a random mixture, the chance of it.
 Right = FloatArray | npt.NDArray[np.bool_]
 # Of the images that a cascade sends along its second path, shares that go on to the third.
 GOING_ON = np.linspace(0.1, 0.9, 9)
@@ -77,22 +79,26 @@ def measure(
     """Measure ours and its rivals at each budget."""
     backbone, rng = network.backbone, np.random.default_rng(seed)
     policy, known = (Policy(network, of, card.preprocessing) for of in (images, held_out))
-    looks, agent = policy.alone(), card.agent
-    blends = sorted({0.0, agent.blend})
+    agent = card.agent
 
     def sent(images: Images, paths: IntArray) -> Outcome:
         return along(network, images, card.preprocessing, paths)
 
-    widths = [uniform_path(network, width) for width in range(1, backbone.groups + 1)]
-    uniform = [sent(images, path) for path in widths]
+    def stages_of(images: Images, policy: Policy) -> Stages:
+        widths = range(1, backbone.groups + 1)
+        first, *others = (sent(images, uniform_path(network, width)) for width in widths)
+        # The last of the looks is at the whole network, as the last of the uniform widths.
+        others += policy.alone()[1:-1]
+        return Stages(first, others, sorted({0.0, agent.blend}), images.labels)
+
+    stages, calibrating = stages_of(images, policy), stages_of(held_out, known)
+    uniform = [stages.first, *stages.others[: backbone.groups - 1]]
     fixed = [
         sent(images, np.array([agent.paths[number]])) if agent.mirrored(number) else look
-        for number, look in enumerate(looks)
+        for number, look in enumerate(policy.alone())
     ]
-    # The last of the looks is at the whole network, as the last of the uniform widths.
-    stages = Stages(uniform[0], [*uniform[1:], *looks[1:-1]], blends, images.labels)
-    first, *others = (sent(held_out, path) for path in widths)
-    calibrating = Stages(first, [*others, *known.alone()[1:-1]], blends, held_out.labels)
+    if fixed and agent.blend:
+        fixed += [policy.by_routes(way) for way in _ways(len(images), len(agent.paths))]
 
     rows = []
     for number, budget in enumerate(budgets):
@@ -113,7 +119,7 @@ def measure(
             "cascade, calibrated": by_margin[chosen],
             "cascade of 3": of_three[_best(of_three)],
             "cascade of 3, calibrated": of_three[three_chosen],
-            "fixed": mixture([*fixed, uniform[-1]], spent) if fixed else None,
+            "fixed": mixture(fixed, spent) if fixed else None,
             "uniform": mixture(uniform, spent),
             "random": sent(images, drawn).right,
             "shuffled": shuffled.right,
@@ -124,6 +130,12 @@ def measure(
         distinct = len(np.unique(ours.widths, axis=0))
         rows.append(Row(budget, spent, accuracy, error, distinct))
     return rows
+
+
+def _ways(images: int, paths: int) -> Iterator[npt.NDArray[np.bool_]]:
+    """(images, paths), all ways from the first path over any of the others, each for all images."""
+    for later in product((False, True), repeat=paths - 1):
+        yield np.tile((True, *later), (images, 1))
 
 
 def _best(found: Sequence[Right]) -> int:
@@ -142,7 +154,7 @@ def uniform_path(network: Network, width: int) -> IntArray:
 
 
 def mixture(outcomes: Sequence[Outcome], fraction: float) -> Right:
-    """Each image's chance at a mean fraction when it is given one of two neighbours by lot.
+    """Each image's chance at a mean fraction when it is given one of two neighbours at random.
 
     Those that a mixture of cheaper and dearer ones beats, on these images, are left out.
     """

@@ -39,6 +39,14 @@ def test_widest_gap_does_not_halve_a_jump_for_ever():
     assert gap == pytest.approx(math.sqrt(10 * 0.1001), rel=1e-3)
 
 
+def test_widest_gap_counts_nothing_that_is_beyond_the_full_network_or_falls():
+    # By what is asked of a budget, 0.2 to 0.5 is more than 0.9 to 2, and than 0.1 down from 0.8.
+    gap = widest_gap(
+        _points((100.0, 0.8), (10.0, 0.1), (1.0, 0.2), (0.1, 0.5), (0.01, 0.9), (0.001, 2))
+    )
+    assert gap == pytest.approx(math.sqrt(0.01 * 0.1), rel=1e-2)
+
+
 @pytest.mark.parametrize("form", ["paths", "priced", "paper"])
 def test_calibrate_points_are_what_the_policy_spends_and_keeps(form):
     network, images = folded(lively_network(chain(5, 8, 4, 12), form)), coloured(60)

@@ -126,11 +126,18 @@ def test_compare_another_kind_that_reaches_no_budget_shows_its_plain_network(
 
 
 def test_compare_static_reports_are_told(compared, fitted, tmp_path):
+    card = read_bundle(fitted / "bundle").card
     told = {"method": "l1", "fraction": 0.31, "accuracy": 0.625, "seed": 4}
-    (tmp_path / "static.json").write_text(json.dumps({**told, "more": 1}))
-    report, printed = compared([fitted / "bundle"], [0.6], static=[tmp_path / "static.json"])
+    more = {"macs": 0.31 * card.table().full, "labels": card.labels}
+    path = tmp_path / "static.json"
+    path.write_text(json.dumps(told | more))
+    report, printed = compared([fitted / "bundle"], [0.6], static=[path])
     assert report["static"] == [told]
     assert "| static: l1 | 0.310 | 62.50% |" in printed
+    for wrong in ({"macs": 0.5 * more["macs"]}, {"labels": card.labels[::-1]}):
+        path.write_text(json.dumps(told | more | wrong))
+        with pytest.raises(ConfigError, match="give reports of the same network and data"):
+            compared([fitted / "bundle"], [0.6], static=[path])
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "3", '{"method": "l1"}'])
@@ -145,6 +152,8 @@ def test_compare_unreadable_static_report_is_named(compared, fitted, tmp_path, c
 def test_compare_bundles_of_different_kinds_is_refused(compared, fitted, layerwise):
     with pytest.raises(ConfigError, match="differ in nothing but their seeds"):
         compared([fitted / "bundle", layerwise], [1.0])
+    with pytest.raises(ConfigError, match="a bundle is named twice"):
+        compared([fitted / "bundle", fitted / "bundle"], [1.0])
 
 
 # The picture
@@ -162,6 +171,7 @@ def _report(backbone="mcifarnet", data="data/cifar10", **changes):
     [
         ("mcifarnet", "data/cifar10", True),
         ("vgg16", "cifar10", True),
+        ("vgg16", "cifar100", False),
         ("vgg16", "data/pets", False),
         ("resnet18", "cifar10", False),
     ],
