@@ -1,4 +1,4 @@
-"""python -m training fit | evaluate | compare | report | static"""
+"""python -m training fit | evaluate | compare | report | calibrate | static"""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     for parser_of_images in (evaluating, comparing, reporting):
         _add_measuring_flags(parser_of_images)
+    calibrating = commands.add_parser(
+        "calibrate", help="a bundle's penalties anew, on the images that it was trained without"
+    )
+    calibrating.add_argument("bundle", type=Path, help="directory of the bundle")
+    calibrating.add_argument("--data", required=True, help="as it was given to fit")
+    calibrating.add_argument(
+        "--points", type=int, default=0, help="penalties to measure; 0 for as many as it has"
+    )
+    calibrating.add_argument("--out", type=Path, required=True, help="directory of the new bundle")
+    _add_machine_flags(calibrating)
     return parser
 
 
@@ -71,6 +81,10 @@ def _add_measuring_flags(parser: argparse.ArgumentParser) -> None:
         help="mean shares of the full compute",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder of the report; default runs/<bundle>")
+    _add_machine_flags(parser)
+
+
+def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, help="folder of decoded images")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for torch's default")
 
@@ -125,6 +139,13 @@ def _report(flags: argparse.Namespace) -> None:
     report(flags.bundle, flags.data, flags.budgets, cache, out, flags.images, flags.seed, flags.log)
 
 
+def _calibrate(flags: argparse.Namespace) -> None:
+    from training.recalibrate import recalibrate
+
+    cache, out = _places(flags, flags.bundle)
+    recalibrate(flags.bundle, flags.data, flags.points, cache, out)
+
+
 def _static(flags: argparse.Namespace) -> None:
     from training.static import Wanted, static
 
@@ -148,6 +169,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "compare": _compare,
     "report": _report,
+    "calibrate": _calibrate,
     "static": _static,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from training.calibration import calibrate
 from training.config import Config
 from training.errors import CheckpointError, ConfigError
 from training.evaluation import measure_budgets, network_of, picture, table, test_images
+from training.measure import commit
 from training.pretrained import begin
 from training.run import Run
 
@@ -96,7 +96,7 @@ def _bundle(run: Run, network: Network, tensors: Tensors) -> Bundle:
         },
         seed=config.seed,
         training=_told(run),
-        git_commit=_commit(),
+        git_commit=commit(),
     )
     bundle = Bundle(card, tensors, Path(config.out), "")
     return replace(bundle, card=replace(card, calibration=_calibration(run, bundle)))
@@ -155,12 +155,3 @@ def _told(run: Run) -> dict[str, object]:
             "export",
         )
     }
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
