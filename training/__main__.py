@@ -100,8 +100,8 @@ def _add_static_flags(parser: argparse.ArgumentParser) -> None:
         "--start", type=Path, help="bundle, or folder of the plain network: start and teacher"
     )
     parser.add_argument(
-        "--criterion", default="taylor", choices=["taylor", "magnitude", "lamp", "bn-scale"],
-        help="what Torch-Pruning ranks channels by",
+        "--criterion", choices=["taylor", "magnitude", "lamp", "bn-scale"],
+        help="what Torch-Pruning ranks channels by; default taylor",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Training, held-out and test images never mix. Held-out images are a share of the *training*
 images; every choice and calibration uses them. Test images are read by `load_test` alone, which
-nothing calls that chooses.
+nothing calls that chooses; before, only their labels are checked.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from training.sources import TEST_SPLITS, Source, open_source
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
-# Raise it when the same file no longer gives the same pixels: older caches are then ignored.
-CACHE_VERSION = 2
+# Raise it when the same file no longer gives the same entry: older caches are then ignored.
+CACHE_VERSION = 3
 MAX_PIXELS = 200_000_000
 # Where a source has no test split, this share of it is set aside, by a seed of its own: the test
 # images must be the same ones whatever the seed of a training run.
@@ -52,6 +52,7 @@ class Images:
         names: of the classes.
         wide: (M, R, R, 3) uint8, R ≥ S, the same images before their centre is cropped, to crop
             them at random; None where nobody does.
+        digest: of the whole split, see `_digest`.
     """
 
     pixels: Pixels
@@ -59,6 +60,7 @@ class Images:
     rows: Labels
     names: tuple[str, ...]
     wide: Pixels | None = None
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,7 +103,8 @@ def load_train(
         wide: whether the images will be cropped at random.
 
     Raises:
-        DataError: the source, a class or an image cannot be used.
+        DataError: the source, a class or an image cannot be used, or test images are of classes
+            that are not trained, or of none.
     """
     opened = open_source(source, cache)
     images = _decoded(opened, "train", preprocessing, cache)
@@ -110,8 +113,11 @@ def load_train(
         # Decoded apart: the centre cut from these may differ from what is served by a level or two.
         squares = replace(preprocessing, size=preprocessing.resize)
         images = replace(images, wide=_decoded(opened, "train", squares, cache).pixels)
-    if _test_split(opened) is None:
+    split = _test_split(opened)
+    if split is None:
         images = images.subset(~_without_split(images))
+    else:
+        _check_tests(opened.dataset(split), source, split, images.names)
     count = held_out or min(round(HELD_OUT_SHARE * len(images)), HELD_OUT_MOST)
     if not 0 < count < len(images):
         raise DataError(
@@ -140,11 +146,9 @@ def load_test(
     images = _decoded(opened, split or "train", preprocessing, cache)
     if split is None:
         images = images.subset(_without_split(images))
-    unknown = sorted(set(images.names) - set(names))
-    if unknown:
-        raise DataError(f"data {source!r} has the class {unknown[0]!r}, which was not trained")
+    _check_trained(images.names, names, source)
     index = np.array([list(names).index(name) for name in images.names], np.int64)
-    return Images(images.pixels, index[images.all_labels], images.rows, tuple(names))
+    return replace(images, all_labels=index[images.all_labels], names=tuple(names))
 
 
 def stratified(labels: Labels, count: int, seed: int) -> npt.NDArray[np.bool_]:
@@ -198,6 +202,25 @@ def _check_classes(images: Images, source: str) -> None:
         raise DataError(f"data {source!r} has no training image of the class {empty!r}")
 
 
+def _check_tests(rows: datasets.Dataset, source: str, split: str, names: Sequence[str]) -> None:
+    """Complain now of what would stop a run at its end; no image is looked at."""
+    _labels(rows, source, split)
+    _check_trained(rows.features["label"].names, names, source)
+
+
+def _check_trained(found: Sequence[str], names: Sequence[str], source: str) -> None:
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise DataError(f"data {source!r} has the class {unknown[0]!r}, which was not trained")
+
+
+def _labels(rows: datasets.Dataset, source: str, split: str) -> Labels:
+    labels = np.array(rows.with_format("numpy")["label"][:], np.int64)
+    if len(labels) == 0 or labels.min() < 0:
+        raise DataError(f"data {source!r} has images without a label, or none, in {split!r}")
+    return labels
+
+
 def _decoded(source: Source, split: str, preprocessing: Preprocessing, cache: Path) -> Images:
     """A split's images from the cache, decoded into it first if need be."""
     key = [CACHE_VERSION, source.key(split), split, preprocessing.size, preprocessing.resize]
@@ -210,7 +233,8 @@ def _decoded(source: Source, split: str, preprocessing: Preprocessing, cache: Pa
             raise DataError(f"data cache {cache} cannot be written: {error}") from error
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     names = tuple(json.loads((folder / "names.json").read_text()))
-    return Images(pixels, np.load(folder / "labels.npy"), np.arange(len(pixels)), names)
+    labels, digest = np.load(folder / "labels.npy"), (folder / "digest").read_text()
+    return Images(pixels, labels, np.arange(len(pixels)), names, digest=digest)
 
 
 def _write_cache(
@@ -220,12 +244,10 @@ def _write_cache(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".decoding-", dir=folder.parent))
     try:
-        labels = np.array(rows.with_format("numpy")["label"][:], np.int64)
-        if len(labels) == 0 or labels.min() < 0:
-            raise DataError(f"data {name!r} has images without a label, or none, in {split!r}")
-        np.save(scratch / "labels.npy", labels)
+        np.save(scratch / "labels.npy", _labels(rows, name, split))
         (scratch / "names.json").write_text(json.dumps(rows.features["label"].names))
         _write_pixels(scratch / "pixels.npy", rows, name, split, preprocessing)
+        (scratch / "digest").write_text(_digest(rows))
         try:
             scratch.rename(folder)
         except OSError:
@@ -233,6 +255,20 @@ def _write_cache(
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest(rows: datasets.Dataset) -> str:
+    """SHA-256 of the images as they are stored and their labels, in order, wherever they lie."""
+    digest = hashlib.sha256(json.dumps(rows.features["label"].names).encode())
+    for batch in rows.iter(_CHUNK):
+        for encoded, label in zip(batch["image"], batch["label"], strict=True):
+            digest.update(hashlib.sha256(_content(encoded)).digest() + label.to_bytes(8, "little"))
+    return digest.hexdigest()
+
+
+def _content(encoded: dict[str, Any]) -> bytes:
+    content: bytes | None = encoded["bytes"]
+    return Path(encoded["path"]).read_bytes() if content is None else content
 
 
 def _write_pixels(
@@ -268,10 +304,9 @@ def _decode_chunks(
 
 def _decode_one(encoded: dict[str, Any], place: str, preprocessing: Preprocessing) -> Pixels:
     """Decode as the service does; `place` says where the image is if it has no file of its own."""
-    content, path = encoded["bytes"], encoded["path"]
-    where = path if content is None else f"{place} ({path})" if path else place
+    path = encoded["path"]
+    where = path if encoded["bytes"] is None else f"{place} ({path})" if path else place
     try:
-        content = Path(path).read_bytes() if content is None else content
-        return preprocessing.pixels(decode(content, MAX_PIXELS, preprocessing.resize))
+        return preprocessing.pixels(decode(_content(encoded), MAX_PIXELS, preprocessing.resize))
     except (ImageError, OSError) as error:
         raise DataError(f"image {where} cannot be read: {error}") from error

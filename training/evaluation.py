@@ -42,10 +42,20 @@ def held_out_images(card: Card, source: str, cache: Path) -> Images:
     """The training images on which the bundle was calibrated, if the source is the same.
 
     Raises:
+        ConfigError: the source has other training images now, as far as the card knows.
         DataError: the source has no such training images.
     """
-    count, seed = int(str(card.data.get("held_out", 0))), card.seed
-    return load_train(source, card.preprocessing, held_out=count, seed=seed, cache=cache)[1]
+    data, count = card.data, int(str(card.data.get("held_out", 0)))
+    train, held_out = load_train(
+        source, card.preprocessing, held_out=count, seed=card.seed, cache=cache
+    )
+    # Older cards have no digest.
+    if (data.get("digest", train.digest), data["train"]) != (train.digest, len(train)):
+        raise ConfigError(
+            f"data {source!r} has other training images than those that {card.name} was trained "
+            "on: which of them it was trained without is not known"
+        )
+    return held_out
 
 
 def at_budget(

@@ -38,11 +38,11 @@ TOGETHER, SHARING = 2, 16
 FROZEN_SHARE = 0.25
 
 
-def train(run: Run, network: Network, paths: list[list[int]]) -> None:
+def train(run: Run, network: Network, paths: list[list[int]] | None) -> None:
     """Run the stage, or what is left of it; the backbone is changed in place.
 
     Args:
-        paths: to be trained beside the narrowest and the whole; if there are none, random ones are.
+        paths: the agent's, beside the narrowest and the whole; None to train random ones.
     """
     settings, supernet = run.config.finetune, run.config.supernet
     batches, first_epoch = run.batches(supernet.batch_size), supernet.epochs + 1
@@ -51,10 +51,10 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
     optimizer = sgd(network, settings.learning_rate, supernet.weight_decay)
     start = restore(run, STAGE, network, optimizer)
     backward = run.backward(network)
-    frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths else settings.epochs
+    frozen = math.ceil(FROZEN_SHARE * settings.epochs) if paths is not None else settings.epochs
     frozen_from = steps - frozen * len(batches)
     # Of a bundle that is not trained at all, statistics stay what they are.
-    if paths and start == frozen_from == 0 and (steps or supernet.epochs):
+    if paths is not None and start == frozen_from == 0 and (steps or supernet.epochs):
         _estimate(run, network, batches, paths)
     with run.log(STAGE, steps, start) as log:
         shown = chain(
@@ -70,15 +70,16 @@ def train(run: Run, network: Network, paths: list[list[int]]) -> None:
                 images, labels = mixed(run, batch, mixing)
             else:
                 images, labels = batch.images, batch.labels
-            together = [*sandwich(network.backbone, 0, random), *some(paths, TOGETHER, random)]
+            own = some(paths or [], TOGETHER, random)
+            together = [*sandwich(network.backbone, 0, random), *own]
             loss, right, teacher = backward(images, labels, together)
-            if not paths:
+            if paths is None:
                 _along_random_paths(run, network, images, teacher, random)
             update(optimizer)
             log.advance(len(batch.images))
             if log.step % 50 == 0 or log.step == steps:
                 log.write(loss=loss.item(), accuracy=right.item() / len(batch.images))
-            if log.step == frozen_from:
+            if paths is not None and log.step == frozen_from:
                 _estimate(run, network, batches, paths)
             if log.step % len(batches) == 0:
                 keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)

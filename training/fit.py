@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,15 @@ from training.measure import commit
 from training.pretrained import begin
 from training.run import Run
 
+_OF_PATHS = ("agent.rule", "agent.looks", "agent.sees", "agent.views")
+# What would be ignored if it were set, by the setting that makes it so.
+_UNUSED = {
+    "agent.form=paths": ("agent.encoding", "agent.ways", "agent.epsilon", "agent.penalty"),
+    "agent.form=priced": (*_OF_PATHS, "agent.penalty"),
+    "agent.form=paper": _OF_PATHS,
+    "supernet.epochs=0": ("paths.count", "paths.images"),
+}
+
 
 def fit(config: Config, *, resume: bool) -> None:
     """Run all stages, or those that are left, and write the bundle.
@@ -32,6 +43,7 @@ def fit(config: Config, *, resume: bool) -> None:
     """
     _check(config)
     run = Run.open(config, resume=resume)
+    _check_paths(run)
     network = begin(run)
     _train(run, network)
     packed = pack(export(network), config.export.weights)
@@ -57,6 +69,28 @@ def _check(config: Config) -> None:
             "setting supernet.epochs is 0: give it some, or start from a bundle with "
             "backbone.pretrained"
         )
+    _check_unused(config, f"agent.form={agent.form}", {})
+
+
+def _check_paths(run: Run) -> None:
+    """Complain before the supernet is trained of what the paths will not be."""
+    config = run.config
+    if config.agent.form != "paths":
+        return
+    paths.ends(run.backbone, config.agent)
+    if bundle := paths.kept(run):
+        _check_unused(config, "supernet.epochs=0", settings.flatten(bundle.card.training))
+
+
+def _check_unused(config: Config, case: str, past: Mapping[str, Any]) -> None:
+    """Refuse settings that would be ignored, but for defaults and what was used in the past."""
+    now, default = (settings.flatten(settings.to_dict(c)) for c in (config, Config()))
+    for name in _UNUSED[case]:
+        if now[name] not in (default[name], past.get(name)):
+            raise ConfigError(
+                f"setting {name} is {now[name]!r}, but with {case} it is not used: leave it at "
+                f"{default[name]!r}"
+            )
 
 
 def _train(run: Run, network: Network) -> None:
@@ -68,7 +102,7 @@ def _train(run: Run, network: Network) -> None:
         _give_agent(run, network, found)
         pathwise.train(run, network)
     else:
-        finetune.train(run, network, [])
+        finetune.train(run, network, None)
         _give_agent(run, network, AgentConfig(wanted.form, wanted.encoding, wanted.hidden))
         layerwise.train(run, network)
 
@@ -93,6 +127,7 @@ def _bundle(run: Run, network: Network, tensors: Tensors) -> Bundle:
             "source": Path(config.data.source).name,
             "train": len(run.train),
             "held_out": len(run.held_out),
+            "digest": run.train.digest,
         },
         seed=config.seed,
         training=_told(run),

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from models.bundle import Bundle
 from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig
 from models.network import Network
@@ -34,9 +35,8 @@ Path = tuple[int, ...]
 
 def find(run: Run, network: Network) -> AgentConfig:
     """Run the stage, or take what it had found: an agent with its paths."""
-    start, settings = run.start, run.config.agent
-    if start is not None and start.card.agent.paths and not run.config.supernet.epochs:
-        # Only its own paths work well in a bundle, and nothing has changed that.
+    settings = run.config.agent
+    if start := kept(run):
         return _as_set(start.card.agent, settings)
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
@@ -46,8 +46,33 @@ def find(run: Run, network: Network) -> AgentConfig:
         run.checkpoints.save(STAGE, state, done=True)
     else:
         chain = [tuple(path) for path in checkpoint.state["chain"]]
-    agent = _as_set(AgentConfig("paths", paths=(chain[-1], chain[0])), settings)
-    return choose(run.backbone, chain, run.config.paths.count, agent)
+    return choose(run.backbone, chain, run.config.paths.count, ends(run.backbone, settings))
+
+
+def kept(run: Run) -> Bundle | None:
+    """The bundle that a run starts from, if its paths are kept.
+
+    Only its own paths work well in a bundle, and nothing changes that but the supernet's stage.
+    """
+    start = run.start
+    return start if start and start.card.agent.paths and not run.config.supernet.epochs else None
+
+
+def ends(backbone: BackboneConfig, settings: Agent) -> AgentConfig:
+    """The agent of the narrowest path and the whole one, which every other holds as well.
+
+    Raises:
+        ConfigError: the narrowest and the decision after it are no cheaper than the full network.
+    """
+    paths = tuple((width,) * backbone.n_layers for width in (1, backbone.groups))
+    agent = _as_set(AgentConfig("paths", paths=paths), settings)
+    glance, full = mac_table(backbone, agent).looks
+    if glance >= full:
+        raise ConfigError(
+            "the narrowest path and the decision after it are no cheaper than the full network: "
+            f"setting agent.hidden is {agent.hidden}, make it less"
+        )
+    return agent
 
 
 def _as_set(agent: AgentConfig, settings: Agent) -> AgentConfig:
@@ -117,19 +142,13 @@ def choose(
     spending more than the full network; the others divide what lies between in equal steps of the
     logarithm.
 
-    Raises:
-        ConfigError: the narrowest and the decision after it are no cheaper than the full network.
+    Args:
+        agent: see `ends`.
     """
     whole, narrowest = chain[0], chain[-1]
-    agent = replace(agent, paths=(narrowest, whole))
     glance, full = mac_table(backbone, agent).looks
     # Of the decision after the narrowest, each path between is one output more.
     room = full - glance - agent.hidden * count
-    if glance >= full:
-        raise ConfigError(
-            "the narrowest path and the decision after it are no cheaper than the full network: "
-            f"setting agent.hidden is {agent.hidden}, make it less"
-        )
     between = chain[-2:0:-1]
     trios = [replace(agent, paths=(narrowest, path, whole)) for path in between]
     macs = [mac_table(backbone, trio).looks[1] for trio in trios]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +39,7 @@ class Run:
     Attributes:
         train: training images. held_out: those of the training split kept for every choice.
         device: where networks are trained and images are augmented.
+        start: the bundle that the settings name as pretrained weights, if they name one.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Run:
     held_out: Images
     checkpoints: Checkpoints
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    start: Bundle | None = None
 
     @classmethod
     def open(cls, config: Config, *, resume: bool) -> Run:
@@ -57,7 +60,7 @@ class Run:
         """
         _check(config)
         backbone = _backbone(config, 2)  # Complains of a wrong name or size before data is read.
-        start = _check_start(config, backbone)
+        start = read_start(config, backbone)
         plain = _preprocessing(config, backbone.image_size)
         device = _device(config)
         _prepare(config)
@@ -69,6 +72,7 @@ class Run:
                 f"{config.work_dir} holds checkpoints of a run: continue it with --resume, "
                 "choose another with --set work=…, or remove it"
             )
+        _check_out(config)
         settings.save(config, config.work_dir)
         train, held_out = load_train(
             config.data.source,
@@ -80,6 +84,9 @@ class Run:
         )
         if start is not None:
             _check_split(start, config, train, held_out)
+        bundle = start.digest if start else None
+        inputs = {"data.source": train.digest, "backbone.pretrained": bundle}
+        settings.pin(config, inputs, resume=resume)
         return cls(
             config,
             Preprocessing(plain.size, plain.resize, *channel_statistics(train)),
@@ -88,6 +95,7 @@ class Run:
             held_out,
             checkpoints,
             device,
+            start,
         )
 
     def network(self) -> Network:
@@ -107,15 +115,6 @@ class Run:
     def placed(self, network: Network) -> Network:
         """A network where it is trained, its maps and weights channels-last."""
         return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-    @property
-    def start(self) -> Bundle | None:
-        """The bundle that the run starts from, if the settings name one as pretrained weights.
-
-        Raises:
-            BundleError: it cannot be read.
-        """
-        return _start(self.config)
 
     def batches(self, size: int, *, as_served: bool = True) -> Batches:
         """Augmented training batches, of images as large as those served or as the settings say."""
@@ -195,8 +194,20 @@ def _check_augmentation(config: Config) -> None:
         )
     if wanted.shift == 1:
         raise ConfigError("setting supernet.shift is 1: an image cannot be shifted out of itself")
-    if not 0 <= wanted.cutmix <= 1:
-        raise ConfigError(f"setting supernet.cutmix is {wanted.cutmix}: it must be a share, 0 to 1")
+
+
+def _check_out(config: Config) -> None:
+    """Create the folder that the bundle will be written to, and see that it can be."""
+    folder = Path(config.out).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out is {config.out}, but nothing can be written in {folder} ({error.strerror}): "
+            "choose another"
+        ) from error
 
 
 def _preprocessing(config: Config, size: int) -> Preprocessing:
@@ -224,19 +235,21 @@ def _backbone(config: Config, classes: int) -> BackboneConfig:
         raise ConfigError(f"setting backbone: {error}") from error
 
 
-def _start(config: Config) -> Bundle | None:
-    path = config.backbone.pretrained
-    folder = Path(path).expanduser() if path else None
-    return read_bundle(folder) if folder and folder.is_dir() else None
+def read_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
+    """The bundle that the settings name as pretrained weights, if they name one.
 
-
-def _check_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
-    """Refuse to start from a bundle of another backbone; image size and classes may be others."""
-    start, path = _start(config), config.backbone.pretrained
-    if start is None:
-        if path:
-            _plain_state(Path(path).expanduser())
+    Raises:
+        BundleError: it cannot be read.
+        ConfigError: it has another backbone (image size and classes may be others), or a file is
+            named that cannot be read.
+    """
+    if config.backbone.pretrained is None:
         return None
+    path = Path(config.backbone.pretrained).expanduser()
+    if not path.is_dir():
+        _plain_state(path)
+        return None
+    start = read_bundle(path)
     alike = replace(
         backbone, linears=start.card.backbone.linears, image_size=start.card.backbone.image_size
     )
@@ -249,15 +262,25 @@ def _check_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
 
 
 def _check_split(start: Bundle, config: Config, train: Images, held_out: Images) -> None:
-    """Refuse to hold out images that the bundle was trained on: all choices would be too sure."""
-    card = start.card
-    source = Path(config.data.source).name
-    same = card.data.get("source") == source and card.labels == train.names
-    if same and (card.seed, card.data["held_out"]) != (config.seed, len(held_out)):
+    """Refuse to choose or test by images that the bundle was trained on: all would be too sure."""
+    card, data = start.card, start.card.data
+    alike = data.get("source") == Path(config.data.source).name and card.labels == train.names
+    # Older cards have no digest.
+    digest = data.get("digest", train.digest if alike else None)
+    if not alike and digest != train.digest:
+        return
+    images = len(train) + len(held_out)
+    if digest != train.digest or data["train"] + data["held_out"] != images:
+        raise ConfigError(
+            f"data {config.data.source!r} has changed since bundle {start.path} was trained on it, "
+            "perhaps on what is held out or tested now: bring the images of then back, or start "
+            "without backbone.pretrained"
+        )
+    if (card.seed, data["held_out"]) != (config.seed, len(held_out)):
         raise ConfigError(
             f"setting seed is {config.seed} and {len(held_out)} images are held out, but bundle "
             f"{start.path} was trained on some of them: set seed={card.seed} and "
-            f"data.held_out={card.data['held_out']}, as its card has them"
+            f"data.held_out={data['held_out']}, as its card has them"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.files import write_atomic
 
 LOG = "log.jsonl"
@@ -74,10 +74,17 @@ class StageLog:
 
         Raises:
             CheckpointError: the log cannot be written.
+            TrainingError: a number is not finite: what is trained has diverged.
         """
         speed = self._images / max(time.monotonic() - self._began, 1e-9)
         numbers = {name: _number(value) for name, value in {**values, SPEED: speed}.items()}
         _append(self._path, {"stage": self._stage, "step": self._step, **numbers})
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"stage {self._stage} has diverged: its {name} is {value} after step "
+                    f"{self._step} of {self._steps}: start anew with a lower learning_rate"
+                )
         for name, value in values.items():
             self._board.add_scalar(name, value, self._step)
         self._shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -3,7 +3,10 @@
     python -m training fit --config tiny --data photos --set supernet.epochs=3
 
 Unknown settings are errors. The resolved settings are saved beside the checkpoints, and a run is
-resumed only with the same ones.
+resumed only with the same ones, on the same images and from the same bundle.
+
+<work>/config.yaml   the resolved settings
+<work>/inputs.yaml   digests of what they name
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from training.errors import CheckpointError, ConfigError
 from training.files import write_atomic
 
 PRESETS = Path(__file__).parent / "configs"
-SAVED = "config.yaml"
+SAVED, INPUTS = "config.yaml", "inputs.yaml"
 
 # These change where and how fast a run computes, not what; of precision, the last digits.
 _MAY_DIFFER = ("out", "work", "threads", "device", "data.cache", "supernet.precision")
@@ -34,7 +37,7 @@ _POSITIVE = (
     "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",
     "images", "recordings", "ways", "count", "crop",
 )  # fmt: skip
-_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "crop", "cutout")
+_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "crop", "cutout", "cutmix")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,19 +138,46 @@ def check_resumable(config: Config, work_dir: Path) -> None:
     """Check that a run may go on with these settings.
 
     Raises:
-        ConfigError: a setting differs from the saved ones; the message names it and both values.
+        ConfigError: a setting differs from the saved ones, or only one of the two has it; the
+            message names it and both values.
         CheckpointError: there is no run to resume.
     """
     path = work_dir / SAVED
     if not path.exists():
         raise CheckpointError(f"nothing to resume: {path} does not exist")
-    saved, now = flatten(to_dict(from_dict(read_yaml(str(path))))), flatten(to_dict(config))
-    for name, value in now.items():
-        if value != saved[name] and name not in _MAY_DIFFER:
+    # As they were written: what a missing setting was then, today's default does not say.
+    saved, now = flatten(read_yaml(str(path))), flatten(to_dict(config))
+    for name in saved | now:
+        if now.get(name, ...) != saved.get(name, ...) and name not in _MAY_DIFFER:
+            here = repr(now[name]) if name in now else "unknown"
+            there = repr(saved[name]) if name in saved else "none"
             raise ConfigError(
-                f"setting {name} is {value!r}, but the run in {work_dir} has {saved[name]!r}: "
-                "resume with the same settings, or start anew elsewhere"
+                f"setting {name} is {here}, but the run in {work_dir} has {there}: "
+                "resume with the same settings and version, or start anew elsewhere"
             )
+
+
+def pin(config: Config, inputs: Mapping[str, str | None], *, resume: bool) -> None:
+    """Record what a run reads, or check that a resumed one reads the same.
+
+    Of what was not recorded when the run began, the digest of now is taken.
+
+    Args:
+        inputs: by setting, the digest of what it names; None for nothing.
+
+    Raises:
+        ConfigError: something has changed; the message names the setting and its value.
+        CheckpointError: the directory cannot be written.
+    """
+    path, now = config.work_dir / INPUTS, flatten(to_dict(config))
+    saved = read_yaml(str(path)) if resume and path.exists() else {}
+    for name, digest in inputs.items():
+        if saved.get(name, digest) != digest:
+            raise ConfigError(
+                f"setting {name} is {now[name]!r} as before, but what it names has changed since "
+                f"the run in {config.work_dir} began: bring that back, or start anew elsewhere"
+            )
+    write_atomic(path, yaml.safe_dump(dict(inputs)).encode())
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -51,6 +51,7 @@ REPORT, WEIGHTS = "static.json", "model.safetensors"
 BEGIN, STAGE = "static-begin", "static"
 # Batches of training images whose gradients rank the channels, taken in turn.
 RANKING_BATCHES = 32
+CRITERION = "taylor"
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Wanted:
         method: one of `METHODS`.
         fraction: most MACs, as a share of the whole backbone's; None for the plain network.
         start: folder of the plain network that the others start from, or of a bundle.
-        criterion: one of `pruning.CRITERIA`, for Torch-Pruning.
+        criterion: one of `pruning.CRITERIA`, for Torch-Pruning; None for `CRITERION`.
     """
 
     method: str
     fraction: float | None = None
     start: Path | None = None
-    criterion: str = "taylor"
+    criterion: str | None = None
 
     def check(self) -> None:
         """Complain about flags that do not go together.
@@ -75,6 +76,11 @@ class Wanted:
         Raises:
             ConfigError: with the first that is wrong.
         """
+        if self.criterion is not None and self.method != "torch-pruning":
+            raise ConfigError(
+                f"--criterion {self.criterion} is for --method torch-pruning, not {self.method}: "
+                "leave it out"
+            )
         if self.method == "plain":
             if self.fraction is not None or self.start is not None:
                 raise ConfigError("--method plain takes neither --fraction nor --start")
@@ -275,7 +281,7 @@ def _made(run: Run, wanted: Wanted, start: Trained | None) -> Network:
         return pruning.by_l1(start.network, wanted.fraction)
     batches = run.batches(run.config.supernet.batch_size)
     some = islice(batches.epoch(_epochs(run)), RANKING_BATCHES)
-    return pruning.by_library(start.network, wanted.fraction, wanted.criterion, some)
+    return pruning.by_library(start.network, wanted.fraction, wanted.criterion or CRITERION, some)
 
 
 def _channels_last(network: Network) -> Network:
@@ -283,7 +289,7 @@ def _channels_last(network: Network) -> Network:
 
 
 def _criterion(wanted: Wanted) -> str | None:
-    return wanted.criterion if wanted.method == "torch-pruning" else None
+    return wanted.criterion or CRITERION if wanted.method == "torch-pruning" else None
 
 
 def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ SETTINGS = {
     "supernet": {"epochs": 3, "batch_size": 16, "learning_rate": 0.05, "precision": "float32"},
     "paths": {"count": 3, "images": 20},
     "finetune": {"epochs": 2},
-    "agent": {"recordings": 2, "images": 50, "ways": 2, "epochs": 2, "batch_size": 32},
+    "agent": {"recordings": 2, "images": 50, "epochs": 2, "batch_size": 32},
     "calibration": {"points": 4},
     "threads": 1,
 }

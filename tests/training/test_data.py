@@ -1,5 +1,6 @@
 """Tests of training/data.py."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,17 @@ def test_load_test_class_that_was_not_trained_is_named(photos, held_back):
         held_back(root)
 
 
+def test_load_train_class_of_test_images_that_is_not_trained_is_named(photos, train):
+    root = photos(train={"cat": 3, "dog": 3}, test={"emu": 2}, split_folders=True)
+    with pytest.raises(DataError, match="class 'emu', which was not trained"):
+        train(root)
+
+
+def test_load_train_test_image_without_a_label_is_refused(parquet, train):
+    with pytest.raises(DataError, match="images without a label, or none, in 'test'"):
+        train(parquet({"train": [0, 1] * 3, "test": [0, -1]}))
+
+
 def test_load_train_does_not_read_test_images(photos, train):
     root = photos(train={"cat": 3, "dog": 3}, test={"cat": 1, "dog": 1}, split_folders=True)
     next((root / "test" / "cat").iterdir()).write_bytes(b"broken")
@@ -189,6 +201,43 @@ def test_load_train_other_size_is_decoded_again(photos, train):
     train(root)
     bigger = Preprocessing(10, 10, PLAIN.mean, PLAIN.std)
     assert train(root, preprocessing=bigger)[0].pixels.shape[1:] == (10, 10, 3)
+
+
+@pytest.fixture
+def digest(train):
+    """Digest of the training split of a folder."""
+    return lambda root: train(root, held_out=1)[0].digest
+
+
+def test_load_train_digest_is_the_same_of_any_copy_at_any_size(photos, train, digest, tmp_path):
+    root = photos(train={"cat": 3, "dog": 3}, test={"cat": 1}, split_folders=True)
+    expected = digest(root)
+    copy = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    next((copy / "test" / "cat").iterdir()).write_bytes(b"test images do not matter")
+    assert digest(copy) == expected
+    assert train(root, preprocessing=CROPPED)[1].digest == expected
+
+
+def test_load_train_digest_is_another_of_other_images(photos, digest):
+    root = photos(train={"cat": 4, "dog": 4})
+    found = [digest(root)]
+    Image.new("RGB", (20, 20), "white").save(root / "cat" / "000a.png")
+    found.append(digest(root))
+    (root / "cat" / "003.png").unlink()  # as many as before
+    found.append(digest(root))
+    Image.new("RGB", (20, 20), "blue").save(root / "cat" / "000.png")
+    found.append(digest(root))
+    (root / "dog").rename(root / "emu")
+    found.append(digest(root))
+    assert len(set(found)) == 5
+
+
+def test_load_train_digest_holds_the_labels(parquet, digest, tmp_path):
+    found = []
+    for name, labels in (("one", [0, 0, 1, 1]), ("other", [0, 1, 0, 1])):
+        root = parquet({"train": labels, "test": [0]})
+        found.append(digest(root.rename(tmp_path / name)))
+    assert found[0] != found[1]
 
 
 def test_load_train_full_disk_is_one_sentence_and_leaves_nothing(

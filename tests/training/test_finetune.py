@@ -38,7 +38,7 @@ def _loss(network, path):
 
 
 def test_train_random_paths_change_all_weights_but_neither_statistics_nor_agent(tmp_path):
-    network, before = _trained(tmp_path, [])
+    network, before = _trained(tmp_path, None)
     weights = {n for n in before if n.endswith((".weight", ".bias", ".gamma", ".beta"))}
     assert _changed(network, before) == {n for n in weights if not n.startswith("agent.")}
     for layer in range(1, 8):
@@ -55,6 +55,15 @@ def test_train_paths_train_the_input_widths_that_they_use_and_leave_the_agent(tm
         assert changed.tolist() == [True, False, True, True], f"layer {layer}"
 
 
+def test_train_of_an_agent_of_two_paths_trains_these_and_no_random_ones(tmp_path):
+    network, before = _trained(tmp_path, [])
+    for part in ("gamma", "mean"):
+        for layer in range(1, 8):
+            name = f"convs.{layer}.{part}"
+            changed = (network.state_dict()[name] != before[name]).any(dim=1)
+            assert changed.tolist() == [True, False, False, True], name
+
+
 def test_train_statistics_are_taken_anew_along_the_paths_and_then_frozen(tmp_path):
     many = {"batch_size": 4}
     untrained, before = _trained(tmp_path / "0", PATHS, {"epochs": 0}, supernet=many)
@@ -69,7 +78,7 @@ def test_train_statistics_are_taken_anew_along_the_paths_and_then_frozen(tmp_pat
         assert torch.equal(one.var, other.var)
 
 
-@pytest.mark.parametrize(("paths", "batch_epochs"), [(PATHS, 3), ([], 0)])
+@pytest.mark.parametrize(("paths", "batch_epochs"), [(PATHS, 3), (None, 0)])
 def test_train_brings_batch_statistics_along_paths_but_in_the_last_epochs(
     tmp_path, monkeypatch, paths, batch_epochs
 ):
@@ -152,7 +161,7 @@ def test_train_full_network_teaches_the_narrowest_and_the_paths(network, gradien
 def test_train_random_paths_divide_the_batch(network, gradients, monkeypatch):
     drawn = iter(PATHS)
     monkeypatch.setattr(finetune, "draw_path", lambda backbone, random: next(drawn))
-    found, batch = gradients(SHARING + 8, [])
+    found, batch = gradients(SHARING + 8, None)
     parts = zip(torch.split(batch.images, SHARING), PATHS, strict=True)
     student = torch.cat([network(images, path) for images, path in parts])
     _check_taught(network, batch, found, [student])
@@ -162,7 +171,7 @@ def _backbone(network):
     return [(n, p) for n, p in network.named_parameters() if not n.startswith("agent.")]
 
 
-@pytest.mark.parametrize("paths", [[], PATHS], ids=["random", "found"])
+@pytest.mark.parametrize("paths", [None, PATHS], ids=["random", "found"])
 def test_train_sees_other_batches_than_the_stage_before(tmp_path, paths):
     one, _ = _trained(tmp_path / "0", paths)
     other, _ = _trained(tmp_path / "1", paths, supernet={"epochs": 4})

@@ -44,7 +44,9 @@ def test_fit_writes_a_bundle_that_tells_what_it_is(fitted):
     card = bundle.card
     assert card.name == "bundle"
     assert card.labels == tuple(COLOURS)
-    assert card.data == {"source": "pictures", "train": 108, "held_out": 12}
+    assert len(card.data["digest"]) == 64
+    counts = {"source": "pictures", "train": 108, "held_out": 12}
+    assert card.data == {**counts, "digest": card.data["digest"]}
     assert [point.budget for point in card.test][-1] == card.test[-1].fraction == 1.0
     assert card.test[-1].accuracy > 0.6
     assert card.agent.form == "paths"
@@ -166,6 +168,41 @@ def test_fit_stopped_while_decoding_can_be_resumed(tmp_path, capsys):
     broken.write_bytes(content)
     assert main([*flags, "--resume"]) == 0
     read_bundle(tmp_path / "bundle")
+
+
+UNUSED = [
+    ("paths", "agent.encoding=16"),
+    ("paths", "agent.ways=2"),
+    ("paths", "agent.epsilon=0.2"),
+    ("paths", "agent.penalty=0.5"),
+    ("priced", "agent.penalty=0.5"),
+    ("priced", "agent.rule=loss"),
+    ("paper", "agent.looks=1"),
+    ("paper", "agent.sees=maps"),
+    ("paper", "agent.views=image"),
+]
+
+
+@pytest.mark.parametrize(("form", "setting"), UNUSED)
+def test_fit_setting_of_another_form_is_refused(form, setting, pictures, tmp_path, capsys):
+    assert main(fit_flags(pictures, tmp_path, f"agent.form={form}", setting)) == 1
+    name, _, _ = setting.partition("=")
+    told = capsys.readouterr().err
+    assert f"setting {name} is " in told
+    assert f"but with agent.form={form} it is not used: leave it at " in told
+    assert not (tmp_path / "work").exists()
+
+
+def test_fit_agent_that_is_too_dear_is_refused_before_any_training(pictures, tmp_path, capsys):
+    assert main(fit_flags(pictures, tmp_path, "agent.hidden=20000")) == 1
+    assert "setting agent.hidden is 20000, make it less" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "checkpoints").exists()
+
+
+def test_fit_that_diverges_stops_and_says_so(pictures, tmp_path, capsys):
+    assert main(fit_flags(pictures, tmp_path, "supernet.learning_rate=1e30")) == 1
+    assert "stage supernet has diverged: its loss is nan after step" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "checkpoints" / "paths.pt").exists()
 
 
 def test_fit_other_seed_gives_other_weights(fitted, pictures, tmp_path):

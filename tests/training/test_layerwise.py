@@ -135,7 +135,7 @@ def test_q_learning_paper_finds_the_best_path_of_its_penalty(penalty):
 
 def _run(folder, form="priced"):
     """A run and a network with the agent that it is to train."""
-    run = tiny_run(folder, agent={"form": form})
+    run = tiny_run(folder, agent={"form": form, "ways": 2})
     network = run.network().eval()
     network.agent = new_agent(run.backbone, AgentConfig(form, encoding=8, hidden=16))
     return run, network

@@ -109,6 +109,13 @@ def test_fit_existing_bundle_is_not_touched(data, tmp_path, refused):
     assert list(finished.iterdir()) == []
 
 
+def test_fit_bundle_that_could_not_be_written_is_told_at_once(data, tmp_path, refused):
+    flags = fit_flags(data, tmp_path)
+    flags[flags.index("--out") + 1] = "/proc/nope/bundle"
+    assert "--out is /proc/nope/bundle, but nothing can be written" in refused(flags)
+    assert not (tmp_path / "work").exists()
+
+
 def test_fit_resume_without_a_run_says_so(data, tmp_path, refused):
     assert "nothing to resume" in refused([*fit_flags(data, tmp_path), "--resume"])
 

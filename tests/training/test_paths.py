@@ -17,9 +17,10 @@ from tests.models.support import stream_backbone, tiny_backbone
 from tests.training.support import PREPROCESSING, chain, coloured, lively_network, tiny_run
 from training import paths
 from training.batches import in_order
+from training.config import Agent
 from training.errors import ConfigError
 from training.measure import along
-from training.paths import choose, find, loss, narrowing
+from training.paths import choose, ends, find, loss, narrowing
 
 PLAIN = torch.autocast("cpu", enabled=False)
 # Of three layers of 4 channels in 2 groups on 6 × 6 pixels, 3 classes. To halve a layer saves, per
@@ -163,9 +164,15 @@ def test_choose_where_nothing_between_fits_leaves_the_narrowest_and_the_whole(ch
     assert choose(BACKBONE, chain, 6, agent_of()).paths == (CHAIN[-1], CHAIN[0])
 
 
-def test_choose_where_a_look_is_no_cheaper_than_the_full_network_says_so():
+def test_ends_are_the_agent_of_the_narrowest_and_the_whole():
+    assert ends(BACKBONE, Agent(hidden=7, looks=1, views="image")) == replace(
+        agent_of(7, looks=1), sees="answer"
+    )
+
+
+def test_ends_where_a_look_is_no_cheaper_than_the_full_network_says_so():
     with pytest.raises(ConfigError, match=r"setting agent\.hidden is 20000, make it less"):
-        choose(BACKBONE, CHAIN, 6, agent_of(20_000))
+        ends(BACKBONE, Agent(hidden=20_000))
 
 
 # The stage

@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.errors import ConfigError
 from training.evaluation import network_of
 from training.pretrained import begin, network_from, sample, settle
-from training.run import _check_start
+from training.run import read_start
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,10 @@ def paths(bundle):
 
 
 @pytest.fixture
-def run(tmp_path, fitted):
+def run(tmp_path, fitted, bundle):
     """A run that starts from it."""
-    return tiny_run(tmp_path, backbone={"pretrained": str(fitted / "bundle")})
+    run = tiny_run(tmp_path, backbone={"pretrained": str(fitted / "bundle")})
+    return replace(run, start=bundle)
 
 
 def logits(network, images, paths):
@@ -103,10 +104,7 @@ def test_network_for_another_image_size_keeps_the_weights(bundle, labels):
     assert network(torch.zeros(1, 3, 20, 20), [4] * backbone.n_layers).shape == (1, 3)
 
 
-def test_begin_with_larger_images_answers_as_the_bundles_weights_do_on_them(
-    fitted, bundle, paths, tmp_path
-):
-    run = tiny_run(tmp_path, backbone={"pretrained": str(fitted / "bundle")})
+def test_begin_with_larger_images_answers_as_the_bundles_weights_do_on_them(run, bundle, paths):
     large = replace(run, backbone=replace(run.backbone, image_size=20))
     large = replace(
         large,
@@ -123,10 +121,10 @@ def test_begin_with_larger_images_answers_as_the_bundles_weights_do_on_them(
 def test_start_of_another_backbone_is_refused(run, change):
     backbone = Network(run.backbone).backbone
     for alike in (backbone, replace(backbone, image_size=16), replace(backbone, linears=(5,))):
-        _check_start(run.config, alike)
+        read_start(run.config, alike)
     other = backbones.build(**{"name": "mcifarnet", "classes": 3, "width": 0.125, **change})
     with pytest.raises(ConfigError, match=r"has another backbone: set backbone\.name, \.width"):
-        _check_start(run.config, other)
+        read_start(run.config, other)
 
 
 def test_fit_from_a_bundle_keeps_its_paths_and_tells_its_past(
@@ -156,6 +154,14 @@ def test_fit_from_a_bundle_resumed_equals_an_uninterrupted_one(lost, fitted, pic
         (tmp_path / "work" / "checkpoints" / f"{stage}.pt").unlink()
     assert main([*flags, "--resume"]) == 0
     assert read_bundle(tmp_path / "bundle").digest == expected
+
+
+@pytest.mark.parametrize("setting", ["paths.count=2", "paths.images=30"])
+def test_fit_search_for_paths_that_are_kept_is_refused(setting, fitted, pictures, tmp_path, capsys):
+    start = f"backbone.pretrained={fitted / 'bundle'}"
+    assert main(fit_flags(pictures, tmp_path, start, "supernet.epochs=0", setting)) == 1
+    assert "but with supernet.epochs=0 it is not used: leave it at" in capsys.readouterr().err
+    assert not (tmp_path / "work" / "checkpoints").exists()
 
 
 def test_static_plain_from_a_pretrained_bundle_is_refused(fitted, pictures, tmp_path, capsys):

@@ -1,13 +1,19 @@
 """Tests of training/run.py: how images are prepared, and where a network starts from."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.pretrained import load_plain
 from tests.models.plain_networks import MCifarNet
 from tests.training.support import SIZE, tiny_run
 from training.errors import ConfigError
+from training.pretrained import begin
 from training.run import Run
 from training.settings import from_dict
 
@@ -23,7 +29,7 @@ def plain_state(classes=3):
 def opened(pictures, tmp_path):
     """Opens a run on a folder of pictures, with sections of settings."""
 
-    def run(data=None, supernet=None, seed=0, **changes):
+    def run(data=None, supernet=None, seed=0, resume=False, **changes):
         data = {"source": str(pictures), "cache": str(tmp_path / "cache"), **(data or {})}
         backbone = {"width": 0.125, "image_size": SIZE, **changes}
         places = {"out": str(tmp_path / "bundle"), "work": str(tmp_path / "work")}
@@ -36,9 +42,33 @@ def opened(pictures, tmp_path):
                 **places,
             }
         )
-        return Run.open(config, resume=False)
+        return Run.open(config, resume=resume)
 
     return run
+
+
+@pytest.fixture
+def changing(pictures, tmp_path):
+    """Settings of a copy of the pictures, under the same name, that a test may change."""
+    return {"source": shutil.copytree(pictures, tmp_path / "copy" / "pictures").as_posix()}
+
+
+def add_image(data, label="cat"):
+    """Add one more training image."""
+    Image.new("RGB", (SIZE, SIZE), "white").save(f"{data['source']}/train/{label}/000a.png")
+
+
+@pytest.fixture
+def start(fitted, tmp_path):
+    """A copy of a bundle, and what changes the data on its card."""
+    folder = shutil.copytree(fitted / "bundle", tmp_path / "start")
+
+    def change(**data):
+        card = json.loads((folder / "bundle.json").read_text())
+        card["data"] = {k: v for k, v in (card["data"] | data).items() if v is not None}
+        (folder / "bundle.json").write_text(json.dumps(card))
+
+    return folder, change
 
 
 def test_open_without_resize_serves_whole_images(opened):
@@ -70,11 +100,6 @@ def test_open_crop_size_without_crops_raises(opened):
         opened(supernet={"crop_size": 8})
 
 
-def test_open_cutmix_beyond_a_share_raises(opened):
-    with pytest.raises(ConfigError, match=r"supernet\.cutmix is 1\.5: it must be a share"):
-        opened(supernet={"cutmix": 1.5})
-
-
 def test_batches_are_as_large_as_served_unless_the_settings_may_say_otherwise(opened):
     run = opened(supernet={"crop": 0.5, "crop_size": SIZE - 4})
     for as_served, side in ((True, SIZE), (False, SIZE - 4)):
@@ -95,6 +120,81 @@ def test_open_from_a_bundle_of_another_image_size_is_allowed(opened, fitted):
 def test_open_from_a_bundle_trained_on_what_is_held_out_now_raises(opened, fitted, data, seed):
     with pytest.raises(ConfigError, match=r"was trained on some of them: set seed=\d+ and data\."):
         opened(data, seed=seed, pretrained=str(fitted / "bundle"))
+
+
+CHANGED = r"data '.*pictures' has changed since bundle .* was trained on it"
+
+
+def test_open_from_a_bundle_on_the_images_of_then_is_allowed(opened, start, changing):
+    folder, change = start
+    assert opened(changing, pretrained=str(folder)).start.path == folder
+    change(digest=None)  # as of an older version
+    opened(changing, pretrained=str(folder))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_open_from_a_bundle_on_images_that_changed_since_raises(opened, start, changing, older):
+    folder, change = start
+    add_image(changing)
+    if older:
+        change(digest=None)
+    with pytest.raises(ConfigError, match=CHANGED):
+        opened(changing, pretrained=str(folder))
+
+
+def test_open_from_a_bundle_on_as_many_other_images_raises(opened, start, changing):
+    add_image(changing)
+    Path(changing["source"], "train", "cat", "003.png").unlink()
+    with pytest.raises(ConfigError, match=CHANGED):
+        opened(changing, pretrained=str(start[0]))
+
+
+def test_open_from_a_bundle_on_its_images_under_another_name_keeps_them_apart(opened, start):
+    folder, change = start
+    change(source="other")
+    opened(pretrained=str(folder))
+    with pytest.raises(ConfigError, match="was trained on some of them: set seed=0"):
+        opened(seed=1, pretrained=str(folder))
+    change(digest="of another set")
+    opened(seed=1, pretrained=str(folder))
+
+
+def test_open_resumed_on_other_images_raises(opened, changing):
+    first = opened(changing)
+    assert (opened(changing, resume=True).train.rows == first.train.rows).all()
+    add_image(changing)
+    with pytest.raises(ConfigError, match=r"setting data\.source is '.*' as before, but what"):
+        opened(changing, resume=True)
+
+
+def test_open_resumed_from_another_bundle_of_the_same_path_raises(opened, start):
+    folder, change = start
+    opened(pretrained=str(folder))
+    opened(pretrained=str(folder), resume=True)
+    change(note="written anew")
+    with pytest.raises(ConfigError, match=r"setting backbone\.pretrained is '.*' as before, but"):
+        opened(pretrained=str(folder), resume=True)
+
+
+def test_open_reads_the_bundle_once(opened, start):
+    folder, _ = start
+    run = opened(pretrained=str(folder))
+    shutil.rmtree(folder)
+    assert begin(run).backbone == run.start.card.backbone
+
+
+def test_open_creates_the_folder_of_the_bundle(pictures, tmp_path):
+    out = tmp_path / "a" / "b" / "bundle"
+    config = from_dict(
+        {
+            "data": {"source": str(pictures), "cache": str(tmp_path / "cache")},
+            "backbone": {"image_size": SIZE},
+            "out": str(out),
+            "work": str(tmp_path / "work"),
+        }
+    )
+    Run.open(config, resume=False)
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("changes", [{"width": 0.25}, {"groups": 2}])

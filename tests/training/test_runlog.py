@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training import runlog
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.runlog import LOG, SPEED, StageLog, read_log
 
 
@@ -62,10 +62,13 @@ def test_stage_without_checkpoint_starts_its_log_anew(tmp_path):
     ]
 
 
-def test_write_not_finite_is_null(tmp_path):
-    with StageLog(tmp_path, "agent", steps=1) as log:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_write_not_finite_is_null_and_stops_the_run(tmp_path, value):
+    told = rf"stage agent has diverged: its loss is {value} after step 1 of 4: start anew with"
+    with StageLog(tmp_path, "agent", steps=4) as log:
         log.advance(1)
-        log.write(loss=math.nan)
+        with pytest.raises(TrainingError, match=told):
+            log.write(accuracy=0.5, loss=value)
     assert json.loads((tmp_path / LOG).read_text())["loss"] is None
 
 

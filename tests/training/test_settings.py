@@ -3,14 +3,17 @@
 import argparse
 
 import pytest
+import yaml
 
 from training.config import Config, Data, Supernet
 from training.errors import CheckpointError, ConfigError
 from training.settings import (
     add_flags,
     check_resumable,
+    flatten,
     from_dict,
     from_flags,
+    pin,
     presets,
     read_yaml,
     save,
@@ -79,6 +82,7 @@ def test_from_flags_scientific_notation_is_a_number():
         ("supernet.batch_size=0", r"supernet\.batch_size is 0: it is too small"),
         ("agent.recordings=0", r"agent\.recordings is 0: it is too small"),
         ("supernet.crop=0", r"supernet\.crop is 0: it is too small"),
+        ("supernet.cutmix=1.5", r"supernet\.cutmix is 1\.5: it is a share, at most 1"),
         ("supernet.crop=1.5", r"supernet\.crop is 1\.5: it is a share, at most 1"),
         ("supernet.learning_rate=.nan", r"supernet\.learning_rate is nan: it must be a number"),
         ("supernet.flip=1", r"supernet\.flip is 1: it must be true or false"),
@@ -120,6 +124,57 @@ def test_check_resumable_changed_setting_names_it_and_both_values(tmp_path):
     changed = from_dict({"agent": {"hidden": 999}})
     with pytest.raises(ConfigError, match=r"setting agent\.hidden is 999, but the run .* has \d+"):
         check_resumable(changed, tmp_path)
+
+
+def test_check_resumable_setting_that_the_run_had_not_is_refused_even_at_its_default(tmp_path):
+    saved = to_dict(Config())
+    del saved["agent"]["seed"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match=r"setting agent\.seed is 0, but the run .* has none"):
+        check_resumable(Config(), tmp_path)
+
+
+def test_check_resumable_setting_that_is_no_more_is_refused(tmp_path):
+    saved = {**to_dict(Config()), "luck": 7}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match=r"setting luck is unknown, but the run .* has 7"):
+        check_resumable(Config(), tmp_path)
+
+
+def test_check_resumable_every_setting_comes_back_as_it_was_saved(tmp_path):
+    everything = {"data": {"source": "1e-3"}, "supernet": {"weight_decay": 1e-5, "crop": 1}}
+    config = from_dict({**everything, "agent": {"penalties": [1, 2]}})
+    save(config, tmp_path)
+    check_resumable(config, tmp_path)
+
+
+@pytest.fixture
+def pinned(tmp_path):
+    """Pins digests to a run in a folder."""
+
+    def run(data, start=None, resume=True):
+        config = from_dict({"data": {"source": "photos"}, "work": str(tmp_path)})
+        pin(config, {"data.source": data, "backbone.pretrained": start}, resume=resume)
+
+    return run
+
+
+def test_pin_same_inputs_pass_and_others_are_refused_until_a_new_run(pinned):
+    pinned("a", "b", resume=False)
+    pinned("a", "b")
+    with pytest.raises(ConfigError, match=r"data\.source is 'photos' as before, but what it names"):
+        pinned("x", "b")
+    with pytest.raises(ConfigError, match=r"setting backbone\.pretrained is None as before"):
+        pinned("a", "x")
+    pinned("x", resume=False)
+    pinned("x")
+
+
+def test_pin_of_an_older_run_takes_what_there_is_now_and_keeps_to_it(pinned, tmp_path):
+    pinned("a")
+    with pytest.raises(ConfigError):
+        pinned("x")
+    assert set(read_yaml(str(tmp_path / "inputs.yaml"))) <= set(flatten(to_dict(Config())))
 
 
 def test_check_resumable_other_threads_and_cache_pass(tmp_path):

@@ -144,6 +144,7 @@ def test_train_learns_the_teachers_opinion_instead_of_the_labels(tmp_path):
         (("--method", "l1", "--start", "x"), "needs a --fraction between 0 and 1, not None"),
         (("--method", "l1", "--start", "x", "--fraction", "1.5"), "between 0 and 1, not 1.5"),
         (("--method", "narrow", "--start", "x", "--fraction", "0.5"), "x holds no finished static"),
+        (("--criterion", "lamp"), "--criterion lamp is for --method torch-pruning, not plain"),
         (("--backbone", "resnet20"), "backbone resnet20 has residual layers"),
         (("--backbone", "lenet"), "backbone 'lenet' is unknown"),
         (("--set", "supernet.cutmix=0.5"), "supernet.cutmix and supernet.crop_size are for ours"),
