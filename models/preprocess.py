@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,6 +94,8 @@ class Preprocessing:
             lines = self._resized(_rgb(_upright(image))).tobytes("raw", "RGB;L")
             planes = np.frombuffer(bytearray(lines), np.uint8).reshape(self.size, 3, self.size)
             return planes.transpose(0, 2, 1)
+        except MemoryError:  # says nothing of the image
+            raise
         except Exception as error:  # Pillow checks neither as it decodes
             raise NotAnImage(
                 f"the image cannot be converted to RGB: {error or 'broken'}"
@@ -168,7 +169,7 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         NotAnImage: empty, no image, truncated or broken.
         FormatNotAllowed: a known format other than the five that are read.
         TooManyPixels: checked before anything is decoded.
-        TooComplex: more pieces, scans or runs than any real image has.
+        TooComplex: more pieces, metadata, scans or runs than any real image has.
     """
     opener = _opener(content)
     file = BoundedFile(content)
@@ -178,6 +179,8 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         raise TooManyPixels(f"{error}; the limit is {max_pixels} pixels: send fewer") from error
     except TooMuchEffort as error:
         raise _too_complex(error) from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them
         raise NotAnImage(f"the image's header cannot be read: {error}") from error
     _check_pixels(image, max_pixels)
@@ -188,6 +191,8 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         image.load()
     except TooMuchEffort as error:
         raise _too_complex(error) from error
+    except MemoryError:
+        raise
     except Exception as error:  # and so do its decoders
         raise NotAnImage(f"the image is truncated or broken: {error}") from error
     if image.format == "PNG":
@@ -283,9 +288,13 @@ _TURNS = {
 def _upright(image: Image.Image) -> Image.Image:
     """Turn the image as its EXIF orientation says; a broken EXIF block turns nothing."""
     # Not by `ImageOps.exif_transpose`, which writes the block anew, whatever it holds.
-    with contextlib.suppress(Exception):
-        return image.transpose(_TURNS[image.getexif()[ExifTags.Base.Orientation]])
-    return image
+    try:
+        turn = _TURNS[image.getexif()[ExifTags.Base.Orientation]]
+    except MemoryError:
+        raise
+    except Exception:
+        return image
+    return image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -297,7 +306,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             image.putalpha(Image.fromarray(np.where(grey == key, 0, 255).astype(np.uint8)))
     if image.has_transparency_data:
         # White, as a page would show it: what lies under transparent pixels is arbitrary.
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        clear = image.convert("RGBA")
+        image = Image.new("RGB", clear.size, "white")
+        image.paste(clear, mask=clear)
     return image if image.mode == "RGB" else image.convert("RGB")

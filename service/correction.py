@@ -18,6 +18,9 @@ _KNOTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 _FIRST, _LATER = 1 / 100, 1 / 250
 _WEIGHT = 1 / 1000
 _FARTHEST = 6.0
+# No knot is shifted above it, where a calibration gives hardly more: while traffic cannot spend a
+# budget its shift would go on and on, and would have to come all the way back once traffic can.
+_MOST = 0.99
 
 
 def _scale(budget: float) -> float:
@@ -27,6 +30,7 @@ def _scale(budget: float) -> float:
 
 # Plain numbers: numpy's functions take ten times as long for one.
 _PLACES = [_scale(knot) for knot in _KNOTS]
+_HIGHEST = [min(_scale(_MOST) - place, _FARTHEST) for place in _PLACES]
 
 
 class Correction:
@@ -68,7 +72,7 @@ class Correction:
                 # A step on the logistic scale moves a budget by b (1 - b), so it is divided by it.
                 change = step * weight * error / max(budget * (1 - budget), 0.05)
                 shift = self._shifts[knot] - change
-                self._shifts[knot] = min(max(shift, -_FARTHEST), _FARTHEST)
+                self._shifts[knot] = min(max(shift, -_FARTHEST), _HIGHEST[knot])
 
 
 def _about(place: float) -> tuple[tuple[int, float], tuple[int, float]]:

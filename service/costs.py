@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from models.card import Card
 from models.compute import MacTable
-from service.engines.base import Engine, Floats
+from service.engines.base import PAID, Caps, Engine, Floats, forced, plans
 
 # A budget between two of these is interpolated, as is a batch; beyond the largest, extrapolated.
 BUDGETS = (0.1, 0.2, 0.35, 0.6, 1.0)
@@ -26,8 +26,6 @@ LEAST_ROWS = 8
 # All measurements of one model; one that has begun is finished.
 LIMIT_S = 0.2
 Cell = tuple[float, int]
-# Paid to compute: what holds a row back is its cap alone.
-PAID = -1e3
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,7 @@ def _rows(budget: float, batch: int) -> int:
     return batch if budget == 1 else max(batch, LEAST_ROWS)
 
 
-def rows_at(
-    table: MacTable, budget: float, rows: int
-) -> tuple[Floats, npt.NDArray[np.float64], float]:
+def rows_at(table: MacTable, budget: float, rows: int) -> tuple[Floats, Caps, float]:
     """Penalties and caps that make rows spend a budget on average, whatever their images show.
 
     Some rows stop after the first path and others run one more. Among all mixtures of paths with
@@ -149,17 +145,15 @@ def rows_at(
     """
     if budget == 1:
         return np.zeros(rows, np.float32), np.ones(rows), 1.0
-    penalty = np.full(rows, PAID, np.float32)
     if not table.looks:
         cap = np.full(rows, max(budget, table.least / table.full))
-        return penalty, cap, float(cap[0])
-    plans = np.array(table.looks) + np.where(np.arange(len(table.looks)) > 0, table.looks[0], 0)
-    costs = plans / table.full
+        return np.full(rows, PAID, np.float32), cap, float(cap[0])
+    choices = plans(table)
+    costs = choices / table.full
     chosen = _nearest(costs, _quantiles(_even_shares(costs, budget), rows), budget)
     # In an order in which every part is a fair sample.
-    macs = plans[np.random.default_rng(0).permutation(chosen)]
-    # Half a MAC more, so that rounding cannot forbid what is meant.
-    return penalty, (macs + 0.5) / table.full, float(macs.mean() / table.full)
+    macs = choices[np.random.default_rng(0).permutation(chosen)]
+    return *forced(macs, table), float(macs.mean() / table.full)
 
 
 def _even_shares(costs: npt.NDArray[np.float64], mean: float) -> npt.NDArray[np.float64]:

@@ -92,6 +92,19 @@ def many_scans(side: int, scans: int) -> bytes:
     return head + codes(0, b"\0\1") + codes(0x10, b"\0\xe0") + first + scan * scans + b"\xff\xd9"
 
 
+def _exif_in_parts() -> bytes:
+    """As many as are read in fewer pieces than are allowed."""
+    part = b"Exif\0\0" + bytes(900)
+    segment = b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part
+    return _into_jpeg(segment * (_BYTES // len(segment)))
+
+
+def _inflating(kind: bytes, head: bytes) -> bytes:
+    """A PNG of chunks each of which inflates to the most that its reader allows one to."""
+    chunk = png_chunk(kind, head + zeros(2**20))
+    return _tiny_png(chunk * (_BYTES // len(chunk)))
+
+
 def _comments_gif() -> bytes:
     content = image_files()["gif"]
     frame = content.index(b",", 13)
@@ -163,6 +176,10 @@ _IMAGES: dict[str, tuple[Callable[[], bytes], int, str]] = {
         lambda: many_scans(64, 1)[:-2] + b"\xff\xfe\0\4\xff\xd9" + many_scans(64, 200)[-4000:],
         *_COMPLEX,
     ),
+    "JPEG of EXIF in parts": (_exif_in_parts, *_COMPLEX),
+    # Without a keyword, as a text's length is added up only where it has one.
+    "PNG of texts that inflate": (lambda: _inflating(b"zTXt", b"\0\0"), *_COMPLEX),
+    "PNG of profiles that inflate": (lambda: _inflating(b"iCCP", b"a\0\0"), *_COMPLEX),
     "GIF of comments of one byte": (_comments_gif, *_COMPLEX),
     "BMP of runs without room": (
         lambda: bmp_file(8, _SIDE, 8, 1, b"\xff\1" * (_BYTES // 2)),

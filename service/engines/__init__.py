@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from models.bundle import Bundle
-from service.engines.base import Engine
+from service.engines.base import Engine, every_way
 
 # ONNX Runtime reports its use to its makers unless told not to before it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -46,12 +46,8 @@ def create_engine(
 
 def warm_up(engine: Engine, bundle: Bundle) -> None:
     """Run the plain network and every path, or the first requests would wait for buffers."""
-    table, size = bundle.card.table(), bundle.card.preprocessing.size
-    # An agent that is paid to spend runs the dearest path that the cap allows.
-    first, *others = table.looks or (0, table.full + table.agent.sum())
-    caps = np.array([1, *((first + macs + 0.5) / table.full for macs in others)])
-    penalty = np.array([0, *[-1e3] * len(others)], np.float32)
-    engine.run(np.zeros((len(caps), 3, size, size), np.float32), penalty, caps)
+    size, (penalty, cap) = bundle.card.preprocessing.size, every_way(bundle.card.table())
+    engine.run(np.zeros((len(cap), 3, size, size), np.float32), penalty, cap)
 
 
 def _create(bundle: Bundle, kind: str, threads: int, cache_dir: Path) -> Engine:

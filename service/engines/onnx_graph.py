@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from models.bundle import Bundle
 from models.compute import cap_macs, path_macs
-from service.engines.base import Floats, Integers, Result
+from service.engines.base import Caps, Floats, Integers, Result, is_plain
 from service.engines.onnx_builder import path_graph, paths_graph, pruned_graph
 from service.engines.onnx_cache import Build, graph_file
 
@@ -46,9 +45,9 @@ class OnnxEngine:
         load = partial(_session, bundle, threads, cache_dir)
         self._network: _Network = (_ByLooks if bundle.card.agent.paths else _ByLayer)(bundle, load)
 
-    def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
+    def run(self, images: Floats, penalty: Floats, cap: Caps) -> Result:
         """Classify images, each by its own penalty and cap; see `Engine.run`."""
-        plain = (penalty == 0) & (cap >= 1)
+        plain = is_plain(penalty, cap)
         n_plain = np.count_nonzero(plain)
         # Most batches are all of a kind, and then nothing is copied.
         if n_plain == len(images):

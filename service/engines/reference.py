@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle
 from models.weights import load
-from service.engines.base import Floats, Result
+from service.engines.base import Caps, Floats, Result, is_plain
 
 
 class TorchEngine:
@@ -30,9 +29,9 @@ class TorchEngine:
         self._classes, self._layers = card.backbone.classes, card.backbone.n_layers
 
     @torch.inference_mode()
-    def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
+    def run(self, images: Floats, penalty: Floats, cap: Caps) -> Result:
         """Classify images, each by its own penalty and cap; see `service.engines.base.Engine`."""
-        plain = (penalty == 0) & (cap >= 1)
+        plain = is_plain(penalty, cap)
         logits = np.empty((len(images), self._classes), np.float32)
         widths = np.full((len(images), self._layers), self._k, np.int64)
         macs = np.full(len(images), self._full, np.int64)

@@ -20,7 +20,18 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.compute import cap_macs
-from service.engines.base import Engine, Floats, Integers, Result
+from models.config import BackboneConfig
+from service.engines import triton_kernels, triton_layers, triton_tuning
+from service.engines.base import (
+    Caps,
+    Engine,
+    Floats,
+    Integers,
+    Result,
+    code_digest,
+    every_way,
+    is_plain,
+)
 from service.engines.reference import TorchEngine
 from service.engines.triton_agent import Rows, TritonAgent
 from service.engines.triton_network import TritonNetwork
@@ -32,6 +43,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 TOLERANCE = 0.1
 # The oldest that multiplies bfloat16.
 LEAST_CAPABILITY = (8, 0)
+# The kernels count values in int32.
+MOST_VALUES = 2**31 - 1
 
 
 class CannotRun(RuntimeError):
@@ -53,6 +66,19 @@ def check(bundle: Bundle) -> None:
             f"the agent of {bundle.card.name} decides layer by layer (form "
             f"{bundle.card.agent.form!r}), and the engine runs those that choose among paths"
         )
+    values = max(BATCHES) * _largest_map(bundle.card.backbone)
+    if values > MOST_VALUES:
+        raise CannotRun(
+            f"the largest maps of {bundle.card.name} have {values} values in a batch of "
+            f"{max(BATCHES)}, and the kernels reach {MOST_VALUES}"
+        )
+
+
+def _largest_map(backbone: BackboneConfig) -> int:
+    """Values of the largest map of one image, before its pooling."""
+    maps = [(backbone.image_size, backbone.in_channels(0, backbone.groups))]
+    maps += zip(backbone.sizes(), (layer.out_channels for layer in backbone.layers), strict=False)
+    return max(side**2 * channels for side, channels in maps)
 
 
 def check_answers(engine: Engine, bundle: Bundle) -> None:
@@ -61,12 +87,7 @@ def check_answers(engine: Engine, bundle: Bundle) -> None:
     Raises:
         CannotRun: it computes something else, as miscompiled kernels would.
     """
-    table, size = bundle.card.table(), bundle.card.preprocessing.size
-    # Paid to spend, a row goes on to the dearest path that its cap allows.
-    later = np.array([0, *table.looks[1:]])
-    cap = np.array([1.0, *((table.looks[0] + later + 0.5) / table.full)])
-    penalty = np.full(len(cap), -1e3, np.float32)
-    penalty[0] = 0
+    size, (penalty, cap) = bundle.card.preprocessing.size, every_way(bundle.card.table())
     noise = np.random.default_rng(0).normal(size=(len(cap), 3, size, size)).astype(np.float32)
     wanted = TorchEngine(bundle).run(noise, penalty, cap)
     found = engine.run(noise, penalty, cap)
@@ -109,7 +130,7 @@ class TritonEngine:
         self._batches = {n: Batch(program, n, prepare) for n in batches}
         tuner.save()
 
-    def run(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Result:
+    def run(self, images: Floats, penalty: Floats, cap: Caps) -> Result:
         """Classify images, each by its own penalty and cap; see `service.engines.base.Engine`."""
         parts, most = [], max(self._batches)
         for start in range(0, max(len(images), 1), most):
@@ -120,10 +141,10 @@ class TritonEngine:
         logits, chosen, spent = (np.concatenate(part) for part in zip(*parts, strict=True))
         return Result(logits, self._paths[chosen], spent)
 
-    def load(self, images: Floats, penalty: Floats, cap: npt.NDArray[np.float64]) -> Batch:
+    def load(self, images: Floats, penalty: Floats, cap: Caps) -> Batch:
         """Copy images, no more than the largest batch takes, to the batch that will do."""
         batch = self._batches[min(size for size in self._batches if size >= len(images))]
-        batch.load(images, penalty, cap_macs(cap, self._full), (penalty == 0) & (cap >= 1))
+        batch.load(images, penalty, cap_macs(cap, self._full), is_plain(penalty, cap))
         return batch
 
 
@@ -242,4 +263,5 @@ def _tiles_file(cache_dir: Path | None) -> Path | None:
     if cache_dir is None:
         return None
     device = torch.cuda.get_device_name().replace(" ", "-").replace("/", "-")
-    return cache_dir / f"tiles-{device}-triton-{triton.__version__}.json"
+    digest = code_digest(triton.__version__, triton_kernels, triton_layers, triton_tuning)
+    return cache_dir / f"tiles-{device}-{digest}.json"

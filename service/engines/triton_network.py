@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,11 @@ from service.engines.triton_tuning import Tile, Tuner
 FUSED_POOL = (2, 2, 0)
 # Layers of fewer channels reduce over all positions and channels in one.
 FEW_CHANNELS = 16
+# The step of widths and paths that is whole: the image's. What linear layers give is whole, too.
+WHOLE = 0
+
+# Gives a tensor of the bundle by its name, on the device, in float32.
+Read = Callable[[str], Tensor]
 
 
 class TritonNetwork:
@@ -25,17 +31,21 @@ class TritonNetwork:
     def __init__(
         self, bundle: Bundle, device: torch.device, dtype: torch.dtype, tuner: Tuner
     ) -> None:
-        self.config, self._tuner = bundle.card.backbone, tuner
-        self._tensors, self._device, self._dtype = bundle.tensors, device, dtype
+        self.config, self._dtype, self._tuner = bundle.card.backbone, dtype, tuner
+
+        def read(name: str) -> Tensor:
+            return torch.from_numpy(bundle.tensors[name]).to(device, torch.float32)
+
         self._convs = [
-            self._conv(f"conv.{index}", layer) for index, layer in enumerate(self.config.layers)
+            self._conv(read, f"conv.{index}", layer)
+            for index, layer in enumerate(self.config.layers)
         ]
         self._projections = {
-            index: self._conv(f"projection.{index}", projection, relu=False)
+            index: self._conv(read, f"projection.{index}", projection, relu=False)
             for index in range(self.config.n_layers)
             if (projection := self.config.projection(index))
         }
-        self._linears = [self._linear(index) for index in range(len(self.config.linears))]
+        self._linears = [self._linear(read, index) for index in range(len(self.config.linears))]
 
     def __call__(
         self, images: Tensor, widths: Tensor, path: Sequence[int], logits: Tensor
@@ -44,8 +54,8 @@ class TritonNetwork:
 
         Args:
             images: (N, H, W, 3).
-            widths: (1 + L, N) int32, groups of each layer after those of the image, which are all;
-                0 throughout for images that are left alone.
+            widths: (1 + L, N) int32, groups of each layer after those of the image, which are all
+                (`WHOLE`); 0 throughout for images that are left alone.
             path: the 1 + L groups that images have at most: tiles are made for them.
             logits: (N, classes) float32, written for the images that are run.
         Returns: (N, C) float32, the means of the last maps.
@@ -67,7 +77,7 @@ class TritonNetwork:
         )
         x = self._features(x, means)
         for index, linear in enumerate(self._linears):
-            steps = (0 if index else self.config.n_layers), 0
+            steps = (WHOLE if index else self.config.n_layers), WHOLE
             out = logits.view(n, 1, 1, -1) if index + 1 == len(self._linears) else None
             x, _ = self._run(linear, x, widths, path, steps, out=out)
         return means
@@ -86,21 +96,25 @@ class TritonNetwork:
     ) -> tuple[Tensor, Tensor | None]:
         """Run a layer whose input and output have the widths of these steps."""
         ins, outs = steps
+        most = path[outs]
+        run = functools.partial(conv, x, most=most, shortcut=shortcut, sums=sums)
+
+        # Made by the first call, which warms up and is not timed; most layers try no tile.
+        @functools.cache
+        def full() -> tuple[Tensor, Tensor]:
+            reads, computes = (torch.full_like(widths[WHOLE], path[step]) for step in steps)
+            return reads, computes
 
         def trial(tile: Tile) -> object:
-            reads, computes = (torch.full_like(widths[0], path[step]) for step in steps)
-            return conv(x, reads, computes, tile, most=most, shortcut=shortcut, sums=sums)
+            return run(*full(), tile)
 
-        most = path[outs]
         shares = (path[ins], most, conv.groups, sums)
         key = f"{conv.shape_key(x, shortcut)}, {shares}"
         few = conv.inputs < FEW_CHANNELS
         # A tile wider than the path would multiply zeros.
         reduced = conv.weight.shape[0] if few else conv.prefix(conv.inputs, path[ins])
         tile = self._tuner.tile(key, reduced, conv.prefix(conv.outputs, most), trial)
-        return conv(
-            x, widths[ins], widths[outs], tile, most=most, shortcut=shortcut, sums=sums, out=out
-        )
+        return run(widths[ins], widths[outs], tile, out=out)
 
     def _shortcut(
         self, index: int, block: Tensor, widths: Tensor, path: Sequence[int]
@@ -126,20 +140,20 @@ class TritonNetwork:
             F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), pool_to).permute(0, 2, 3, 1).contiguous()
         )
 
-    def _conv(self, name: str, layer: ConvConfig, *, relu: bool = True) -> Conv:
+    def _conv(self, read: Read, name: str, layer: ConvConfig, *, relu: bool = True) -> Conv:
         return Conv.of(
-            self._tensor(f"{name}.weight").to(self._dtype),
-            self._tensor(f"{name}.scale"),
-            self._tensor(f"{name}.shift"),
+            read(f"{name}.weight").to(self._dtype),
+            read(f"{name}.scale"),
+            read(f"{name}.shift"),
             stride=layer.stride,
             padding=layer.padding,
             relu=relu,
             pool=2 if layer.pool == FUSED_POOL else 1,
         )
 
-    def _linear(self, index: int) -> Conv:
+    def _linear(self, read: Read, index: int) -> Conv:
         """A linear layer, as the convolution of a map with a kernel of the map's size."""
-        weight, bias = (self._tensor(f"head.{index}.{part}") for part in ("weight", "bias"))
+        weight, bias = (read(f"head.{index}.{part}") for part in ("weight", "bias"))
         side = 1 if index else self.config.pool_to
         shape = (len(weight), -1, side, side)
         shift = bias.expand(self.config.groups, -1)
@@ -149,6 +163,3 @@ class TritonNetwork:
             shift,
             relu=index + 1 < len(self.config.linears),
         )
-
-    def _tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(self._tensors[name]).to(self._device, torch.float32)

@@ -7,13 +7,14 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from models.preprocess import (
     FormatNotAllowed,
     ImageError,
     NotAnImage,
     Preprocessing,
+    TooComplex,
     TooManyPixels,
     decode,
     preprocess,
@@ -151,6 +152,15 @@ def test_pixels_half_transparent_is_mixed_with_white() -> None:
     np.testing.assert_allclose(mean_rgb(encode(image, "PNG")), [255, 127, 127], atol=1)
 
 
+def test_pixels_transparency_is_mixed_as_the_standard_says() -> None:
+    # Every value under every opacity.
+    values, alpha = np.mgrid[:256, :256].astype(np.uint8)
+    image = Image.fromarray(np.dstack([values, 255 - values, values, alpha]))
+    over = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    pixels = Preprocessing(256, 256, (0.5,) * 3, (0.5,) * 3).pixels(image)
+    np.testing.assert_array_equal(pixels, np.asarray(over))
+
+
 def png_of(depth: int, colour: int, samples: list[list[int]], key: tuple[int, ...]) -> bytes:
     """A PNG of rows of samples, of so many bits each, and the colour that is transparent."""
     rows = b""
@@ -280,6 +290,59 @@ def test_decode_flipped_bytes_raise_nothing_else(kind: str) -> None:
 def test_decode_known_format_not_allowed_named(content: bytes, name: str) -> None:
     with pytest.raises(FormatNotAllowed, match=name):
         decode(content, LIMIT)
+
+
+def jpeg_of_exif(parts: int) -> bytes:
+    content, part = encode(photo(), "JPEG"), b"\xff\xe1\0\x0cExif\0\0some"
+    return content[:2] + part * parts + content[2:]
+
+
+def png_of_chunks(kind: bytes, data: bytes, count: int) -> bytes:
+    content = encode(photo(), "PNG")
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    chunk = struct.pack(">I", len(data)) + kind + data + check
+    # Behind the header; as many again at the end, which are read after the pixels.
+    return content[:33] + chunk * count + content[33:-12] + chunk * count + content[-12:]
+
+
+INFLATING = zlib.compress(bytes(1000))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"iCCP", b"a\0\0" + INFLATING),
+        (b"zTXt", b"\0\0" + INFLATING),
+        (b"iTXt", b"a\0\1\0\0\0" + INFLATING),
+    ],
+    ids=["profile", "text", "international text"],
+)
+def test_decode_png_of_many_pieces_that_inflate_refused(kind: bytes, data: bytes) -> None:
+    assert decode(png_of_chunks(kind, data, 50), LIMIT).size == (8, 8)
+    with pytest.raises(TooComplex, match="more than 100 pieces"):
+        decode(png_of_chunks(kind, data, 51), LIMIT)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_decode_jpeg_of_exif_in_many_parts_refused() -> None:
+    assert decode(jpeg_of_exif(100), LIMIT).size == (8, 8)
+    with pytest.raises(TooComplex, match="more than 100 pieces"):
+        decode(jpeg_of_exif(101), LIMIT)
+
+
+@pytest.mark.parametrize("step", ["_open", "load", "transpose", "getexif"])
+def test_preprocess_without_memory_says_nothing_of_the_image(
+    monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encode(photo(), "PNG", exif=exif)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, step, fail)
+    with pytest.raises(MemoryError):
+        preprocess(content, SMALL, LIMIT)
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (2**31 - 1, 2**31 - 1), (1001, 1000)])

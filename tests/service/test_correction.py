@@ -48,6 +48,29 @@ def test_learn_several_budgets_each_hold() -> None:
         assert np.mean(fractions[-2000:]) == pytest.approx(budget, abs=0.02)
 
 
+def easy(budget: float) -> Correction:
+    """What was learnt of traffic that cannot spend a budget."""
+    correction = Correction(on=True)
+    for _ in range(10_000):
+        correction.learn(budget, 0.5)
+    return correction
+
+
+@pytest.mark.parametrize("budget", [0.6, 0.95, 0.97])
+def test_learn_traffic_that_cannot_spend_a_budget_asks_for_nearly_all(budget: float) -> None:
+    assert easy(budget).calibrated(budget) == pytest.approx(0.99, abs=1e-3)
+
+
+def test_learn_traffic_that_could_not_spend_a_budget_is_forgotten_as_soon_as_any() -> None:
+    correction = easy(0.95)
+    run(correction, 0.95, 1, 1500, 0)
+    assert run(correction, 0.95, 1, 1000, 1) == pytest.approx(0.95, abs=0.02)
+
+
+def test_learn_traffic_that_could_not_spend_a_budget_moves_lower_ones_little() -> None:
+    assert run(easy(0.95), 0.85, 1, 500, 0) < 0.94
+
+
 def test_off_changes_nothing_but_tells_the_error() -> None:
     correction = Correction(on=False)
     for _ in range(2000):

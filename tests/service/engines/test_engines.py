@@ -24,10 +24,9 @@ def test_warm_up_runs_the_plain_network_and_every_path(form: str) -> None:
     engine = RecordingEngine(bundle, threads=1)
     warm_up(engine, bundle)
     whole, table = (4,) * bundle.card.backbone.n_layers, bundle.card.table()
-    # The first path is run by all that ask the agent.
-    wanted = [whole, *(bundle.card.agent.paths[1:] or [whole])]
+    wanted = [whole, *(bundle.card.agent.paths or [whole])]
     assert engine.result.widths.tolist() == [list(path) for path in wanted]
     assert engine.result.macs[0] == table.full
     if form == "paths":
         first, *others = table.looks
-        assert engine.result.macs[1:].tolist() == [first + macs for macs in others]
+        assert engine.result.macs[1:].tolist() == [first, *(first + macs for macs in others)]

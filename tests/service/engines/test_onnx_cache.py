@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from models.bundle import Bundle
 from models.card import CalibrationPoint, Card
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
-from service.engines.onnx_cache import SUM, graph_file
+from service.engines import onnx_cache, triton_tuning
+from service.engines.onnx_cache import SUM, UNFINISHED_S, UNUSED_S, graph_file
 from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
 
 BACKBONE = BackboneConfig("tiny", 4, (ConvConfig("c", "n", 3, 4),), (2,), ("l",))
@@ -140,3 +143,56 @@ def test_graph_file_leaves_nothing_else_in_the_cache(tmp_path: Path, build: Buil
         pass
     assert list(tmp_path.iterdir()) == [model.parent]
     assert {file.name for file in model.parent.iterdir()} == {MODEL, WEIGHTS, SUM}
+
+
+@pytest.mark.parametrize(
+    "module", ["compute", "config", "storage", "onnx_agents", "onnx_builder", "onnx_scope"]
+)
+def test_graph_file_of_other_code_is_built_anew(
+    tmp_path: Path, build: Builder, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    with graph_file(BUNDLE, "counted", build, tmp_path) as first:
+        pass
+    monkeypatch.setattr(onnx_cache, module, triton_tuning)
+    with graph_file(BUNDLE, "counted", build, tmp_path) as second:
+        assert second != first
+
+
+def age(path: Path, seconds: float) -> Path:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def test_graph_file_that_is_kept_removes_what_was_long_unused(
+    tmp_path: Path, build: Builder
+) -> None:
+    kept = {}
+    for name in ("unused", "recent", "taken"):
+        with graph_file(BUNDLE, name, build, tmp_path) as model:
+            kept[name] = model
+    age(kept["unused"].parent, UNUSED_S + 60)
+    age(kept["recent"].parent, UNUSED_S - 60)
+    age(kept["taken"].parent, UNUSED_S + 60)
+    with kept["unused"].open("rb") as held, graph_file(BUNDLE, "taken", build, tmp_path):
+        assert build.builds == 3
+        with graph_file(BUNDLE, "new", build, tmp_path) as new:
+            left = {kept["recent"].parent, kept["taken"].parent, new.parent}
+        assert set(tmp_path.iterdir()) == left
+        assert held.read()
+
+
+def test_graph_file_that_is_kept_removes_what_a_killed_process_left(
+    tmp_path: Path, build: Builder
+) -> None:
+    digits = "0123456789abcdef01234567"
+    left, written = (tmp_path / f".paths-{digits}-{end}" for end in ("k1ll_d00", "b8s1ness"))
+    others = [tmp_path / name for name in ("own", f"own-{digits}x", ".own", "tiles-GPU.json")]
+    for directory in (left, written, *others):
+        directory.mkdir()
+        (directory / MODEL).touch()
+        age(directory, 9 * UNUSED_S)
+    age(left, UNFINISHED_S + 60)
+    age(written, UNFINISHED_S - 60)
+    with graph_file(BUNDLE, "new", build, tmp_path) as new:
+        assert set(tmp_path.iterdir()) == {written, *others, new.parent}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,16 @@ import torch
 from models.backbones import build
 from models.bundle import Bundle
 from models.config import BackboneConfig, Sees, Views
-from service.engines import create_engine
+from service.engines import create_engine, triton_engine, triton_network
 from service.engines.reference import TorchEngine
-from service.engines.triton_engine import CannotRun, TritonEngine, check_answers
+from service.engines.triton_engine import (
+    BATCHES,
+    MOST_VALUES,
+    CannotRun,
+    TritonEngine,
+    check,
+    check_answers,
+)
 from service.engines.triton_tuning import Tuner
 from tests.service.engines.support import check_same, mixed_rows, random_bundle
 from tests.service.engines.test_onnx_graph import CHAIN, LINEARS, PADDED, RESIDUAL, THREE_GROUPS
@@ -99,6 +107,44 @@ def test_check_answers_refuses_an_engine_that_computes_something_else() -> None:
     check_answers(engine_of(bundle, 8, dtype=torch.bfloat16), bundle)
     with pytest.raises(CannotRun, match="its answers on noise differ from the reference"):
         check_answers(engine_of(bundle, 8), random_bundle(THREE_GROUPS, "paths", seed=1))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that says it has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU A/1")
+
+
+@pytest.mark.usefixtures("gpu")
+def test_check_refuses_maps_that_the_kernels_cannot_count() -> None:
+    bundle = random_bundle(THREE_GROUPS, "paths")
+    # Its last maps, of 12 channels, are as large as the image.
+    side = int((MOST_VALUES / max(BATCHES) / 12) ** 0.5)
+    for size, fits in ((side, True), (side + 1, False)):
+        backbone = dataclasses.replace(THREE_GROUPS, image_size=size)
+        large = dataclasses.replace(
+            bundle, card=dataclasses.replace(bundle.card, backbone=backbone)
+        )
+        if fits:
+            check(large)
+            continue
+        with pytest.raises(CannotRun, match="values in a batch of 32, and the kernels reach 2147"):
+            check(large)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("module", ["triton_kernels", "triton_layers", "triton_tuning"])
+def test_tiles_of_other_code_are_found_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    first = triton_engine._tiles_file(tmp_path)
+    assert first is not None
+    assert first.name.startswith("tiles-GPU-A-1-")
+    assert triton_engine._tiles_file(tmp_path) == first
+    monkeypatch.setattr(triton_engine, module, triton_network)
+    assert triton_engine._tiles_file(tmp_path) != first
 
 
 def test_create_engine_auto_without_gpu_is_onnx_and_says_nothing(
