@@ -46,6 +46,7 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         # What is traced, `service.tracing` decides; else it is looked for in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -58,7 +59,7 @@ def create_app(
     add_error_handlers(app)
     app.add_middleware(Heads)
     if siblings:
-        app.add_middleware(Everywhere, siblings=siblings)
+        app.add_middleware(Everywhere, siblings=siblings, metrics=service.metrics)
     routes = [route for router in routers for route in router.routes]
     add_security(app, service.settings, service.metrics, routes)
     app.add_middleware(Observer, metrics=service.metrics, leaving=lambda: service.leaving)

@@ -46,8 +46,3 @@ class Budget:
 
     def __init__(self, mode: Fixed | Auto) -> None:
         self.mode = mode
-
-    def of(self, least: float) -> float:
-        """What a model that is at rest gives, if it cannot spend less than `least`."""
-        mode = self.mode
-        return max(mode.budget if isinstance(mode, Fixed) else mode.most, least)

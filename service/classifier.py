@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from models.preprocess import Floats, ImageError, read_pixels
 from service.batcher import Answer, Image, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
-from service.notes import note_image
+from service.notes import note_asked, note_image
 from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
 from service.state import Service
@@ -72,6 +72,7 @@ async def answer_images(
     """Run image files, or (3, H, W) preprocessed arrays, in order; see `classify` for errors."""
     asked = replace(call.asked, came=time.perf_counter())
     with call.model.batcher.reserve(len(images), asked) as places:
+        note_asked(len(images))
         if len(images) == 1:
             return [await _answer_one(service, call, images[0], places)]
         # One that breaks must not leave others waiting in places that are given back.
@@ -88,16 +89,13 @@ async def _answer_one(
     asked, metrics = places.asked, call.model.metrics
     way = _Way(service, call, places)
     try:
-        async with _until(asked.due):
+        async with in_time(asked):
             way.begin(image)
             answer = await way.answer
-    except TimeoutError:
+    except DeadlinePassed as error:
         metrics.totals.failed += 1
         metrics.abandoned.inc()
-        return DeadlinePassed(
-            f"deadline_ms was {1e3 * (asked.due - asked.started):.4g}, and it took longer: "
-            "allow more, or ask again later"
-        )
+        return error
     except asyncio.CancelledError:
         metrics.abandoned.inc()
         raise
@@ -130,11 +128,25 @@ def _raised(result: Answered | ServiceError | BaseException) -> Answered | Servi
     raise result
 
 
-def _until(due: float) -> AbstractAsyncContextManager[object]:
-    """Gives up at this time by `time.perf_counter`; never, if it is infinite."""
-    if due == math.inf:
-        return nullcontext()
-    return asyncio.timeout(due - time.perf_counter())
+def in_time(asked: Asked) -> AbstractAsyncContextManager[object]:
+    """What is done within it is given up at the deadline, if there is one.
+
+    Raises:
+        DeadlinePassed: it was not done by then.
+    """
+    return nullcontext() if asked.due == math.inf else _in_time(asked)
+
+
+@asynccontextmanager
+async def _in_time(asked: Asked) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(asked.due - time.perf_counter()):
+            yield
+    except TimeoutError as error:
+        raise DeadlinePassed(
+            f"deadline_ms was {1e3 * (asked.due - asked.started):.4g}, and it took longer: "
+            "allow more, or ask again later"
+        ) from error
 
 
 class _Way:

@@ -254,13 +254,14 @@ class Connection(HttpToolsProtocol):
         parser = self.parser
         if not self._idle or not parser.should_keep_alive() or parser.get_http_version() != "1.1":
             return None
+        if self.flow.write_paused:  # by a client that sends and does not read
+            return None
         return self._door.refusal(parser.get_method(), self.url)
 
     def _turn_away(self, error: ServiceError) -> None:
         """Refuse a request; what is still to come of it is dropped."""
         self.cycle = TURNED_AWAY
-        given = request_id(self.headers).encode()
-        self.transport.write(answer(error, self.url, b"x-request-id: %s" % given))
+        self._write_refusal(error, request_id(self.headers))
         self._door.count()
         super().on_response_complete()
         self._wait()
@@ -290,18 +291,26 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer, if only by this, and close; but not in place of a request before."""
-        running = self._running
+        running, given = self._running, request_id(())
         if running and not running.response_complete and self._owed(running):
             self._deaf, running.keep_alive = True, False
             self.pipeline.clear()
             self._stop_timer()
         else:
-            self.transport.write(answer(error, self.url, b"connection: close"))
+            self._write_refusal(error, given, (b"connection", b"close"))
             self._linger()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None
         details = {"code": error.code, "status": error.status, "client": client}
-        logger.info("connection refused", extra=details)
+        logger.info("connection refused", extra=details | {"request_id": given})
+
+    def _write_refusal(
+        self, error: ServiceError, given: str, *headers: tuple[bytes, bytes]
+    ) -> None:
+        """Write an answer with this id."""
+        named = (b"x-request-id", given.encode())
+        own = self.server_state.default_headers
+        self.transport.write(answer(error, self.url, named, *own, *headers))
 
     def _owed(self, running: RequestResponseCycle) -> bool:
         """Whether a request must get its own answer: all of it has come, or that has begun."""

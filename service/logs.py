@@ -104,5 +104,7 @@ def configure(level: str, process: int | None = None) -> None:
     # What no line tells need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # so that no caller is looked for; named in Python's logging guide
+    # It warns of every form that is broken, which is no news here: the request's line says so.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # Those about a broken image name its values: each would be logged, and remembered for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -12,11 +13,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InternalError
+from service.errors import Draining, InternalError
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.notes import NOTES, Notes
-from service.routes.errors import error_response
+from service.routes.errors import refused
 
 _ID_NAME = b"x-request-id"
 
@@ -73,13 +74,17 @@ class Observer:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if status or not self._leaving():
+                raise
+            cut = Draining("the service stopped before the answer was ready: ask again")
+            await refused(cut, scope["path"], self._metrics)(scope, receive, send_with_id)
         except Exception:
             logger.exception("request failed")
             if status:
                 raise
-            notes.code = InternalError.code
-            self._metrics.rejected.labels(InternalError.code).inc()
-            await _internal_error(own_id, scope["path"])(scope, receive, send_with_id)
+            error = InternalError(f"something broke here: report request {own_id} to the operator")
+            await refused(error, scope["path"], self._metrics)(scope, receive, send_with_id)
         finally:
             self._observe(scope, notes, status, time.perf_counter() - started)
 
@@ -129,11 +134,6 @@ def _noted(notes: Notes) -> dict[str, Any]:
         fields["model"], fields["images"] = notes.model, len(notes.images)
         fields["budget"], fields["fraction"] = notes.budget, round(notes.fraction, 4)
     return fields
-
-
-def _internal_error(own_id: str, path: str) -> ASGIApp:
-    error = InternalError(f"something broke here: report request {own_id} to the operator")
-    return error_response(error, path)
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

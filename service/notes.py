@@ -24,6 +24,7 @@ class Notes:
     """Of one request; what it never had stays None.
 
     Attributes:
+        asked: images that it had places for in the queue, whatever became of them.
         key: name of the key that it came with.
         code: code word of its refusal.
         trace_id: 32 hex digits, if it is traced.
@@ -34,6 +35,7 @@ class Notes:
     budget: float | None = None
     code: str | None = None
     trace_id: str | None = None
+    asked: int = 0
     images: list[ImageNote] = field(default_factory=list)
 
     @property
@@ -62,6 +64,12 @@ def note_image(
         fraction = macs / full_macs
         image = ImageNote(time.time_ns(), decode_s, queue_s, inference_s, macs, fraction)
         notes.images.append(image)
+
+
+def note_asked(images: int) -> None:
+    """Note how many images the request is about to have classified."""
+    if notes := NOTES.get():
+        notes.asked = images
 
 
 def note_refusal(code: str) -> None:

@@ -111,7 +111,8 @@ class Planner:
         if asked.due == math.inf:
             return
         mode, now = self._budget.mode, time.perf_counter()
-        shares = np.array([self._range(one, mode)[0] for one in waiting] + [self._least] * places)
+        least = [self._range(one, mode)[0] for one in (*waiting, *[asked] * places)]
+        shares = np.array(least)
         needed = busy_s + self._needed_s(shares)
         idle = not waiting and not busy_s
         if now + needed > asked.due and idle and self._forgets(now):
@@ -194,7 +195,8 @@ class Planner:
         in_time = (ends <= due).all(axis=1)
         level = float(self._levels[np.flatnonzero(in_time)[-1]] if in_time.any() else self._least)
         if isinstance(mode, Auto):
-            level = self.governor.follow(mode, level, now)
+            # Below the floor are only those who say so themselves, and want to be in time.
+            level = min(level, self.governor.follow(mode, level, now))
         taken = np.where(hopeless, 0, np.clip(level, low, high))
         seconds = batch + np.cumsum(self.estimate.rows(taken, margin) * ~hopeless)
         count = self._count(now + seconds, due, self._worth(len(waiting), seconds))
@@ -245,11 +247,14 @@ class Planner:
     def _range(self, asked: Asked, mode: Fixed | Auto) -> tuple[float, float]:
         """The least and the most that an image may be planned to spend."""
         named = self._wanted(asked, mode)
-        if asked.due < math.inf:
-            return self._least, 1.0 if asked.cap is None else asked.cap
+        floor = 0.0
         if isinstance(mode, Auto):
-            return min(max(mode.floor, self._card.min_fraction), named), named
-        return named, named
+            floor = min(max(mode.floor, self._card.min_fraction), named)
+        if asked.due == math.inf:
+            return floor or named, named
+        # It is kept by a cap, which may be more than what is named, as that is a mean.
+        most = 1.0 if asked.cap is None else asked.cap
+        return min(max(floor, self._least), most), most
 
     def _wanted(self, asked: Asked, mode: Fixed | Auto) -> float:
         """The budget of an image if there is time."""

@@ -142,7 +142,8 @@ class AutoBudget(BaseModel):
 def _mode(value: object) -> object:
     """What tells the budgets apart; it may be left out of a fixed one."""
     if isinstance(value, dict):
-        return value.get("mode", "fixed")
+        mode = value.get("mode", "fixed")
+        return "null" if mode is None else mode
     return getattr(value, "mode", None)
 
 

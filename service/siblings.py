@@ -21,7 +21,7 @@ _LOCK_POLL_S = 0.02
 # Connections of a process that takes none.
 ABSENT = 2**31
 # What belongs to one connection, or is made anew for the other one.
-_HOP = {"connection", "content-length", "expect", "host", "keep-alive", "transfer-encoding"}
+_HOP = {"connection", "content-length", "expect", "keep-alive", "transfer-encoding"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 
+from models.effort import stated_pixels
 from service.batcher import Answer
 from service.budget import Auto, Budget, Fixed
 from service.decoders import Decoders
@@ -26,8 +27,9 @@ from service.siblings import Reply, Siblings
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a file that is decoded about as fast as it is handed over.
-SMALL_FILE = 2**16
+# Bytes and pixels of a file that is decoded about as fast as it is handed over. Bytes alone would
+# not do: some tens of them can state any number of pixels.
+SMALL_FILE, SMALL_IMAGE = 2**16, 10**6
 
 
 class Service:
@@ -76,7 +78,10 @@ class Service:
 
         A process that has one core gains nothing by another thread, and saves the change to it.
         """
-        return self.settings.decode_in_batch and len(content) <= SMALL_FILE
+        if not self.settings.decode_in_batch or len(content) > SMALL_FILE:
+            return False
+        pixels = stated_pixels(content)
+        return pixels is not None and pixels <= SMALL_IMAGE
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -141,12 +146,6 @@ class Service:
             UnknownModel: none of this name is served.
         """
         return self.loader.find(self.default if name is None else name)
-
-    @property
-    def budget_in_force(self) -> float:
-        """What a request to the default model gets that names no budget."""
-        model = self.models.get(self.default)
-        return model.budget_in_force if model else self.budget.of(0)
 
     async def load(self, name: str, directory: str | None = None) -> ServedModel:
         """Serve a bundle that lies on disk, in place of what had the name.

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.errors import ServiceError
 from service.routes.errors import error_response
+from service.security.headers import OF_REFUSALS
 
 # Headers of one hop, by which a client offers another protocol.
 _OFFER = (b"connection", b"upgrade", b"http2-settings")
@@ -27,12 +28,13 @@ class _TurnedAway:
 TURNED_AWAY: Any = _TurnedAway()
 
 
-def answer(error: ServiceError, target: bytes, header: bytes) -> bytes:
-    """A refusal as bytes, with one header more."""
+def answer(error: ServiceError, target: bytes, *headers: tuple[bytes, bytes]) -> bytes:
+    """A refusal as bytes, with these headers beside those of any refusal."""
     response = error_response(error, target.decode("latin-1"))
-    head = b"".join(b"%s: %s\r\n" % each for each in response.raw_headers)
-    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()
-    return b"%s%s%s\r\n\r\n%s" % (status, head, header, bytes(response.body))
+    status = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()
+    all_headers = (*response.raw_headers, *OF_REFUSALS, *headers)
+    lines = [status, *(b"%s: %s" % each for each in all_headers), b"", bytes(response.body)]
+    return b"\r\n".join(lines)
 
 
 class Way:

@@ -23,6 +23,7 @@ from service.protocol.tensors import Spec, Values, from_binary, from_json, shown
 
 _LIMITS = ("budget", "cap", "deadline_ms")
 PARAMETERS = ("binary_data_output", *_LIMITS)
+_OUTPUT_PARAMETERS = ("binary_data", "classification")
 
 # A preprocessed value may be this many times as large as that of any pixel: generous to other
 # ways of normalising, but not to pixels from 0 to 255, on which the network would answer nonsense.
@@ -244,6 +245,11 @@ def _output(entry: dict[str, Any], specs: dict[str, Spec], binary: bool) -> Requ
     spec = _named(entry, specs, "output")
     parameters = _get(entry, "parameters", dict, {})
     _check_no_shared_memory(parameters)
+    if unknown := parameters.keys() - set(_OUTPUT_PARAMETERS):
+        raise BadParameter(
+            f"{shown(min(unknown))} is no parameter of an output: the known ones are "
+            f"{', '.join(_OUTPUT_PARAMETERS)}"
+        )
     classes = _get(parameters, "classification", int, None)
     if classes is not None and (spec.name not in ("probabilities", "logits") or classes < 1):
         raise BadRequest(

@@ -16,9 +16,15 @@ router = APIRouter(tags=["budget"])
 logger = logging.getLogger(__name__)
 
 
-@router.get("/budget", summary="The budget in force", response_model=FixedBudget | FollowingBudget)
+@router.get(
+    "/budget",
+    summary="The budget in force",
+    response_model=FixedBudget | FollowingBudget,
+    responses=error_docs(503),
+)
 async def get_budget(service: ServiceDep) -> FixedBudget | FollowingBudget:
     """The budget of requests that name none; a model that cannot go so low takes its least."""
+    service.check_ready()
     return _shown(service)
 
 
@@ -56,5 +62,5 @@ def _shown(service: Service) -> FixedBudget | FollowingBudget:
         target_p95_ms=mode.target_s * 1e3,
         floor=mode.floor,
         ceiling=mode.ceiling,
-        budget=round(service.budget_in_force, 4),
+        budget=round(service.model(None).budget_in_force, 4),
     )

@@ -13,8 +13,8 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 
-from service.classifier import Call, classify, resolve
-from service.errors import FormatNotAllowed, ServiceError
+from service.classifier import Call, classify, in_time, resolve
+from service.errors import BadParameter, FormatNotAllowed, ServiceError
 from service.multipart import file_parts
 from service.presence import while_connected
 from service.routes.bodies import read_body
@@ -90,16 +90,19 @@ async def post_classify(request: Request) -> Response:
 async def _answer(request: Request, call: Call, service: Service) -> Response:
     content_type = _content_type(request)
     with service.inflight.hold() as held:
-        body = await read_body(request, service.settings.max_body_bytes, held)
-        if content_type.lower().startswith("multipart/"):
-            held.add(len(body))  # its parts are copies
-            parts = await asyncio.get_running_loop().run_in_executor(
-                service.decoders, file_parts, body, content_type, service.settings.max_parts
-            )
-            results = await while_connected(request.scope, classify(service, call, parts))
-            answer = Classifications(results=[_part(service, result) for result in results])
-            return _json(answer.model_dump_json())
-        (result,) = await while_connected(request.scope, classify(service, call, [body]))
+        async with in_time(call.asked):
+            body = await read_body(request, service.settings.max_body_bytes, held)
+            images = [body]
+            if several := content_type.lower().startswith("multipart/"):
+                held.add(len(body))  # its parts are copies
+                images = await asyncio.get_running_loop().run_in_executor(
+                    service.decoders, file_parts, body, content_type, service.settings.max_parts
+                )
+        results = await while_connected(request.scope, classify(service, call, images))
+    if several:
+        answer = Classifications(results=[_part(service, result) for result in results])
+        return _json(answer.model_dump_json())
+    (result,) = results
     if isinstance(result, ServiceError):
         raise result
     return _json(_ANSWER.dump_json(result))
@@ -107,9 +110,14 @@ async def _answer(request: Request, call: Call, service: Service) -> Response:
 
 def _query(request: Request) -> ClassifyQuery:
     """The query, checked."""
+    pairs = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadParameter(f"{twice[:80]!r} is given more than once: give it once")
     try:
-        text = request.scope["query_string"].decode("latin-1")
-        return ClassifyQuery.model_validate(dict(parse_qsl(text, keep_blank_values=True)))
+        return ClassifyQuery.model_validate(query)
     except ValidationError as error:
         errors = [{**one, "loc": ("query", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors) from error
@@ -127,7 +135,7 @@ def _part(service: Service, result: Classification | ServiceError) -> Classifica
 
 
 def _content_type(request: Request) -> str:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
         raise FormatNotAllowed(f"content encoding {encoding!r} is not read: send it as it is")
     return request.headers.get("content-type", "")

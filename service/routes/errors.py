@@ -21,6 +21,7 @@ from service.errors import (
     ServiceError,
     UnknownModel,
 )
+from service.metrics import Metrics
 from service.notes import note_refusal
 from service.schemas import AutoBudget, BundlePath, ClassifyQuery, ErrorBody, FixedBudget
 
@@ -58,6 +59,13 @@ def error_response(error: ServiceError, path: str) -> JSONResponse:
     return JSONResponse(error_body(error).model_dump(), error.status, headers)
 
 
+def refused(error: ServiceError, path: str, metrics: Metrics) -> Response:
+    """The response to a request for `path` that is refused, noted and counted."""
+    note_refusal(error.code)
+    metrics.rejected.labels(error.code).inc()
+    return error_response(error, path)
+
+
 def _sentence_of(error: ServiceError) -> str:
     # Half of a surrogate pair, which JSON can hold, is no text that could be sent.
     sentence = str(error).encode("utf-8", "replace").decode()
@@ -91,9 +99,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         refusal = _refusal(request, error)
-        note_refusal(refusal.code)
-        app.state.service.metrics.rejected.labels(refusal.code).inc()
-        response = error_response(refusal, request.url.path)
+        response = refused(refusal, request.url.path, app.state.service.metrics)
         if isinstance(refusal, MethodNotAllowed):
             response.headers["Allow"] = ", ".join(_methods(request))
         return response

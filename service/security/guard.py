@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.notes import NOTES, note_refusal
-from service.routes.errors import error_response
+from service.notes import NOTES
+from service.routes.errors import refused
 from service.security.access import Role, role_of
 from service.security.keys import Key, Keyring
 from service.security.rates import Buckets, address_group
@@ -61,17 +61,15 @@ class Guard:
                 buckets.take(client)
         except ServiceError as error:
             self._name_route(scope)
-            note_refusal(error.code)
-            self._metrics.rejected.labels(error.code).inc()
-            await error_response(error, scope["path"])(scope, receive, send)
+            await refused(error, scope["path"], self._metrics)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            # How many images a request holds shows only when its body was read, one is paid for.
+            # How many images a request holds shows only when its body was read; one is paid for.
             notes = NOTES.get()
-            if buckets and notes and len(notes.images) > 1:
-                buckets.charge(client, len(notes.images) - 1)
+            if buckets and notes and notes.asked > 1:
+                buckets.charge(client, notes.asked - 1)
 
     def _admit(self, scope: Scope, role: Role) -> Key | None:
         if self._keyring is None:
@@ -84,8 +82,9 @@ class Guard:
 
     def _name_route(self, scope: Scope) -> None:
         """Let the metrics know the route of a request that never gets to the router."""
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         for route in self._routes:
-            match, found = route.matches(scope)
+            match, found = route.matches(asked)
             if match == Match.FULL:
                 scope["route"] = found["route"]
                 return

@@ -12,6 +12,8 @@ _ALWAYS = (
 )
 _POLICY = csp.HEADER.lower().encode()
 _CACHE = b"cache-control"
+# Of a refusal, which is no page and not to be kept.
+OF_REFUSALS = (*_ALWAYS, (_POLICY, csp.NO_PAGE.encode()), (_CACHE, b"no-store"))
 # The files of pages may be kept; they carry tags by which to ask for them anew.
 _KEPT = "/static/"
 

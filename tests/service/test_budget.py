@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from service.budget import Auto, Budget, Fixed
+import pytest
+
+from service.budget import Auto
 
 
-def test_of_model_that_cannot_go_so_low_is_its_least() -> None:
-    budget = Budget(Fixed(0.5))
-    assert (budget.of(0.2), budget.of(0.6)) == (0.5, 0.6)
-
-
-def test_of_auto_at_rest_is_the_ceiling() -> None:
-    assert Budget(Auto(0.05, floor=0.2, ceiling=0.8)).of(0.1) == 0.8
+@pytest.mark.parametrize(
+    ("floor", "ceiling", "at_rest", "most"),
+    [(0.2, None, 0.5, 1.0), (0.6, None, 0.6, 1.0), (0.2, 0.8, 0.8, 0.8), (0.2, 0.3, 0.3, 0.3)],
+)
+def test_auto_at_rest_gives_what_is_best_unless_a_ceiling_says_what(
+    floor: float, ceiling: float | None, at_rest: float, most: float
+) -> None:
+    auto = Auto(0.05, floor, ceiling)
+    assert (auto.at_rest(0.5), auto.most) == (at_rest, most)

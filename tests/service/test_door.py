@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import pytest
@@ -103,6 +104,27 @@ def test_refusals_are_counted_as_by_the_app_and_told_in_one_line(
     wait_until(lambda: sum(lines()) == 5, 2)
     assert len(lines()) < 5
     assert not [r for r in caplog.records if getattr(r, "status", None) == 429]
+
+
+def test_refusal_has_the_headers_of_those_of_the_app(full: httpx.Client) -> None:
+    at_door = full.post("/classify", content=png())
+    in_app = full.post("/classify?model=tiny", content=png())
+    assert at_door.headers.keys() == in_app.headers.keys()
+    for name in at_door.headers.keys() - {"date", "x-request-id"}:
+        assert at_door.headers[name] == in_app.headers[name]
+
+
+def test_one_that_sends_and_does_not_read_is_not_answered_without_end(full: httpx.Client) -> None:
+    requests = b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n" * 100
+    with connect(full) as caller:
+        caller.settimeout(0.5)
+        with suppress(TimeoutError):  # when nobody reads it any more
+            for _ in range(10_000):
+                caller.sendall(requests)
+        refused = count(full, 'rnp_rejected_total{reason="queue_full"}')
+        assert refused < 1_000_000
+        time.sleep(0.3)
+        assert count(full, 'rnp_rejected_total{reason="queue_full"}') == refused
 
 
 @pytest.mark.parametrize(

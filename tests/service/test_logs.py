@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
 import sys
 import threading
 
@@ -46,6 +47,24 @@ def test_format_inside_a_request_has_its_keys_name() -> None:
         assert json.loads(JsonFormatter().format(make_record()))["key"] == "alice"
     finally:
         NOTES.reset(token)
+
+
+def test_broken_forms_are_no_warnings() -> None:
+    # In a process of its own, as logs are configured for all of it.
+    script = """if True:
+        from service.errors import BadMultipart
+        from service.logs import configure
+        from service.multipart import file_parts
+        configure("INFO")
+        try:
+            file_parts(b"no multipart", "multipart/form-data; boundary=x", 1)
+        except BadMultipart:
+            print("refused")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "refused\n"
 
 
 def test_format_exception_has_its_traceback() -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.support import png
+from service.app import create_app
+from service.settings import Settings
+from tests.service.support import FakeEngine, png, serve
 
 
 def test_request_id_given_is_kept(client: httpx.Client) -> None:
@@ -35,6 +39,23 @@ def test_requests_counted_by_route_and_code(client: httpx.Client) -> None:
     assert 'rnp_requests_total{code="405",route="/classify"} 1.0' in text
     assert 'rnp_requests_total{code="422",route="/classify"} 1.0' in text
     assert "/nope" not in text
+
+
+def test_request_that_the_end_of_the_service_cuts_off_is_told_so(
+    settings: Settings, engine: FakeEngine
+) -> None:
+    hasty = settings.model_copy(update={"drain_s": 1})
+    with ThreadPoolExecutor(1) as pool:
+        app = create_app(hasty, engine)
+        with serve(app) as client:
+            engine.gate.clear()
+            cut = pool.submit(httpx.post, client.base_url.join("/classify"), content=png())
+            assert engine.started.wait(10)
+            threading.Timer(3, engine.gate.set).start()
+            app.state.service.leave()
+        response = cut.result(10)
+    assert (response.status_code, response.json()["code"]) == (503, "draining")
+    assert response.headers["retry-after"] == "1"
 
 
 def request_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

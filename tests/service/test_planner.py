@@ -114,6 +114,23 @@ def test_plan_deadline_cuts_the_batch_so_that_the_first_need_not_wait(card: Card
     assert rows[0].budget == 1
 
 
+def test_plan_auto_deadline_does_not_go_below_the_floor_but_below_a_lower_budget(
+    card: Card,
+) -> None:
+    some = planner(card, Auto(1, floor=0.5))
+    for asked, share in (
+        (Asked(0, due=0.0065), 0.65),
+        (Asked(0, 0.4, due=0.0045), 0.4),
+        (Asked(0, cap=0.4, due=0.0045), 0.4),
+    ):
+        assert decided(some, asked)[0].cap == pytest.approx(share, rel=0.08)
+    assert isinstance(decided(some, Asked(0, due=0.0045))[0], DeadlineUnreachable)
+    now = time.perf_counter()
+    some.check(Asked(now, due=now + 0.05), [], 8, 0.0)
+    with pytest.raises(DeadlineUnreachable):  # as at the floor it takes 10 ms more
+        some.check(Asked(now, due=now + 0.05), [], 12, 0.0)
+
+
 def test_plan_auto_gives_all_at_rest_and_less_to_each_when_more_wait(card: Card) -> None:
     budgets = []
     for count in (1, 8, 16, 200):

@@ -105,7 +105,16 @@ def test_outputs_are_those_that_the_model_has(card: Card) -> None:
     assert list(output_specs(card)) == ALL
 
 
+def with_output(**parameters: Any) -> dict[str, Any]:
+    return {"inputs": [image()], "outputs": [{"name": "macs", "parameters": parameters}]}
+
+
 BAD: dict[str, tuple[Any, type[ServiceError], str]] = {
+    "misspelt parameter of an output": (
+        with_output(clasification=1),
+        BadParameter,
+        "'clasification' is no parameter of an output: the known ones are binary_data, classif",
+    ),
     "no inputs": ({}, BadRequest, "0 inputs: send exactly one, image or input"),
     "both inputs": ({"inputs": [image(), tensor()]}, BadRequest, "2 inputs"),
     "inputs no array": ({"inputs": {}}, BadRequest, "inputs is {}: it must be an array"),

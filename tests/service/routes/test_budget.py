@@ -15,6 +15,16 @@ def test_get_budget_is_the_setting_at_first(client: httpx.Client) -> None:
     assert client.get("/budget").json() == {"mode": "fixed", "budget": 0.5}
 
 
+def test_get_budget_before_there_is_a_model_is_refused(
+    settings: Settings, engine: FakeEngine
+) -> None:
+    app = create_app(settings, engine)
+    app.state.service.start = lambda: None
+    with serve(app, ready=False) as client:
+        response = client.get("/budget")
+        assert (response.status_code, response.json()["code"]) == (503, "starting")
+
+
 def test_put_budget_puts_it_in_force(client: httpx.Client) -> None:
     response = client.put("/budget", json={"mode": "fixed", "budget": 0.3})
     assert response.json() == client.get("/budget").json() == {"mode": "fixed", "budget": 0.3}

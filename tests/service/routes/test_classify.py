@@ -138,6 +138,13 @@ def test_classify_allowed_format_answered(client: httpx.Client, kind: str) -> No
     assert client.post("/classify", content=content).status_code == 200
 
 
+def test_classify_encoding_that_changes_nothing_is_accepted(client: httpx.Client) -> None:
+    for encoding in ("identity", "Identity", ""):
+        response = client.post("/classify", content=png(), headers={"Content-Encoding": encoding})
+        assert response.status_code == 200
+    assert client.post("/classify", headers={"Content-Encoding": "br"}).status_code == 415
+
+
 def test_classify_multipart_answers_parts_in_order(client: httpx.Client) -> None:
     colours = (64, 192, 128)
     response = client.post("/classify", files=files(*map(png, colours)))

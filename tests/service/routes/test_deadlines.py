@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from tests.service.sockets import connect
 from tests.service.support import FakeEngine, png, wait_until
 
 
@@ -71,6 +72,28 @@ def test_deadline_of_the_protocol_is_a_parameter(client: httpx.Client) -> None:
     }
     answer = client.post("/v2/models/tiny/infer", json=body).json()
     assert answer["parameters"] == {"budget": 1, "budget_by": "deadline", "cap": 1}
+
+
+def test_deadline_that_passes_while_the_image_comes_answered_when_it_does(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    with connect(client) as connection:
+        started = time.perf_counter()
+        connection.sendall(
+            b"POST /classify?deadline_ms=200 HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\nx"
+        )
+        answer = connection.recv(65536)
+        assert 0.2 <= time.perf_counter() - started < 2
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code":"deadline_passed"' in answer
+    assert engine.batches == []
+
+
+def test_deadline_that_has_passed_already_is_refused(client: httpx.Client) -> None:
+    response = client.post("/classify?deadline_ms=0.001", content=png())
+    assert response.status_code == 504
+    assert response.json()["code"] in ("deadline_unreachable", "deadline_passed")
+    assert "0.001" in response.json()["error"]
 
 
 @pytest.mark.parametrize("closing", ["while it waits", "while it runs"])

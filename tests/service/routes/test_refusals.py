@@ -165,7 +165,19 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     ),
     "deadline 0": (classify("?deadline_ms=0"), 422, "bad_parameter", "deadline_ms is '0'"),
     "deadline NaN": (classify("?deadline_ms=nan"), 422, "bad_parameter", "deadline_ms"),
-    "deadline past": (classify("?deadline_ms=0.001"), 504, "deadline_unreachable", "0.001"),
+    "given twice": (
+        classify("?budget=0.9&top_k=1&budget=0.3"),
+        422,
+        "bad_parameter",
+        "'budget' is",
+    ),
+    "a slash more": (classify("/"), 404, "not_found", "/classify/ does not exist"),
+    "PUT mode null": (
+        put_budget(json={"mode": None, "budget": 0.4}),
+        422,
+        "bad_parameter",
+        "mode is 'null': choose one of 'fixed', 'auto'",
+    ),
     "PUT no JSON": (put_budget(content=b"{", headers=JSON), 422, "bad_parameter", "JSON object"),
     "PUT not UTF-8": (
         put_budget(content=b"\xa1\xd8", headers=JSON),

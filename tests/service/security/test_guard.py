@@ -193,6 +193,19 @@ def test_rate_counts_images(limited: httpx.Client) -> None:
     assert response.headers["retry-after"] == "4"  # for the fourth image, and for this one
 
 
+def test_rate_counts_images_that_cannot_be_read(limited: httpx.Client) -> None:
+    response = limited.post("/classify", files=[("file", b"no image")] * 4)
+    assert [result["code"] for result in response.json()["results"]] == ["not_an_image"] * 4
+    assert limited.post("/classify", content=png()).headers["retry-after"] == "4"
+
+
+def test_rate_refusal_of_a_head_counts_as_its_route(limited: httpx.Client) -> None:
+    for _ in range(4):
+        response = limited.head("/models")
+    assert response.status_code == 429
+    assert 'rnp_requests_total{code="429",route="/models"} 1.0' in limited.get("/metrics").text
+
+
 def test_rate_with_keys_is_per_key(settings: Settings, engine: FakeEngine, tmp_path: Path) -> None:
     bob, bob_line = new_key("bob")
     path = tmp_path / "keys"
