@@ -10,6 +10,13 @@ COPY pyproject.toml constraints.txt ./
 FROM builder AS cpu-builder
 RUN /venv/bin/pip install '.[cpu,otel]'
 
+FROM python:3.11-slim AS source
+WORKDIR /app
+COPY models models
+COPY service service
+# The files come as they lie on the disk, where perhaps their owner alone may read them.
+RUN chmod -R a+rX .
+
 FROM python:3.11-slim AS base
 RUN useradd --system --uid 10001 --no-create-home rnp \
     && install --directory --owner rnp /cache
@@ -29,8 +36,7 @@ CMD ["python", "-m", "service"]
 
 FROM base AS cpu
 COPY --from=cpu-builder /venv /venv
-COPY models models
-COPY service service
+COPY --from=source /app /app
 
 FROM builder AS gpu-builder
 RUN /venv/bin/pip install '.[gpu,otel]'
@@ -43,8 +49,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 USER 10001
 ENV TRITON_CACHE_DIR=/cache/triton
 COPY --from=gpu-builder /venv /venv
-COPY models models
-COPY service service
+COPY --from=source /app /app
 
 # What a build without a target gives.
 FROM cpu

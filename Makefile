@@ -16,6 +16,9 @@ install := $(python) -m pip install --quiet --disable-pip-version-check --constr
 service := $(VENV)/.service
 full    := $(VENV)/.full
 inputs  := pyproject.toml constraints.txt
+# The oldest Python that will do, and a check that fails with an older one, or with none.
+oldest  := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+checked := -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(oldest)".split("."))))'
 
 # ONNX Runtime reports to its makers unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
@@ -61,8 +64,13 @@ clean:  ## remove .venv and caches
 
 # The service alone needs no torch, so it is ready long before the rest.
 $(service): $(inputs)
+	@$(PYTHON) $(checked) || { exec >&2; \
+	  echo "error: $(PYTHON) is not there, or older than Python $(oldest): name another one, as in"; \
+	  echo "  make $(or $(MAKECMDGOALS),serve) PYTHON=python$(oldest)"; exit 1; }
 	@echo "Setting up $(VENV) for the service; this happens once."
-	@$(PYTHON) -m venv $(VENV)
+	@# Anew, where an older Python made it, or one that is gone: it would stay the one in use.
+	@clear=; if test -e $(VENV)/pyvenv.cfg && ! $(python) $(checked) 2>/dev/null; then clear=--clear; fi; \
+	  $(PYTHON) -m venv $$clear $(VENV)
 	@$(install) --editable '.[cpu]'
 	@touch $@
 
@@ -74,7 +82,10 @@ $(full): $(service)
 	@touch $@
 
 # A real Prometheus for the dashboard's test: the machine's own, or Debian's package unpacked here.
+# Elsewhere that test fails until there is one; the others go on.
 $(VENV)/bin/prometheus: | $(full)
-	-@if command -v prometheus >/dev/null; then ln -s "$$(command -v prometheus)" $@; else \
+	-@if command -v prometheus >/dev/null; then ln -s "$$(command -v prometheus)" $@; \
+	  elif ! command -v apt-get >/dev/null; then \
+	  echo "There is no prometheus on the PATH, and it is fetched on Debian alone: install it."; else \
 	  cd $(VENV) && { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } \
 	  && dpkg-deb --extract prometheus_*.deb prometheus && ln -s ../prometheus/usr/bin/prometheus bin/; fi

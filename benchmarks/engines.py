@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +46,7 @@ from models.bundle import Bundle
 from service import costs
 from service.engines import create_engine
 from service.engines.base import Engine, Floats
+from service.settings import cpus
 
 # By name: backbone, classes, side of the images in pixels.
 NETWORKS = {
@@ -235,7 +235,7 @@ def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--engines", nargs="+", default=["onnx"])
-    cores = len(os.sched_getaffinity(0))
+    cores = cpus()
     parser.add_argument("--threads", type=int, nargs="+", default=[cores])
     parser.add_argument("--batches", type=int, nargs="+", help="else 1 8 32; of large networks 1 8")
     parser.add_argument("--budgets", type=float, nargs="+")
@@ -264,7 +264,7 @@ def _flags() -> argparse.Namespace:
 def main() -> None:
     """Print tables and one JSON line."""
     flags = _flags()
-    machine = f"{processor_name()}, {len(os.sched_getaffinity(0))} cores"
+    machine = f"{processor_name()}, {cpus()} cores"
     print(f"{machine}; {flags.rounds} rounds of {flags.clock} time; median (quartiles)")
     clock = CLOCKS[flags.clock]
     peak, reading = peak_macs(max(flags.threads), clock) / 1e9, read_bytes(clock) / 1e9

@@ -41,7 +41,7 @@ from benchmarks.load.picture import Track, draw
 from benchmarks.load.server import Server, ServerError, service
 from training.config import Config
 
-FULL = {"mode": "fixed", "budget": 1}
+FULL: dict[str, object] = {"mode": "fixed", "budget": 1}
 DEADLINE_LEVEL = 0.9
 # How often the budget in force is asked for, and how long a change of mode settles.
 ASK_S, SETTLE_S = 0.25, 1.0
@@ -97,6 +97,7 @@ def fixed_vs_auto(bench: Bench) -> None:
     """The same arrivals at both modes, each shape in turn."""
     flags, full = bench.flags, full_capacity(bench)
     auto = {"mode": "auto", "target_p95_ms": flags.target_ms, "floor": flags.floor}
+    modes: list[tuple[str, dict[str, object]]] = [("fixed", FULL), ("auto", auto)]
     for shape in flags.shapes:
         phases = SHAPES[shape](flags.day_seconds if shape == "day" else flags.seconds)
         seconds = sum(phase.seconds for phase in phases)
@@ -106,7 +107,8 @@ def fixed_vs_auto(bench: Bench) -> None:
             times = arrivals(phases, full, seed=round_)
             plan = bench.plan(times=times)
             tracks: dict[str, Track] = {}
-            for mode, budget in (("fixed", FULL), ("auto", auto)):
+            # Each goes first as often as the other, as the machine may change meanwhile.
+            for mode, budget in modes[:: -1 if round_ % 2 else 1]:
                 if bench.put_budget("fixed-vs-auto", budget):
                     time.sleep(SETTLE_S)
                     outcome, tracks[mode] = _tracked(bench, plan, seconds)

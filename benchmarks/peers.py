@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections import deque
@@ -37,6 +36,7 @@ from benchmarks.load.outcome import Summary, summarise
 from benchmarks.load.server import ServerError, service
 from benchmarks.peers_servers.start import PEERS, Peer, Share, served, set_up
 from models.bundle import Bundle, read_bundle
+from service.settings import cpus
 from training.config import Config
 
 LEVEL = 0.7
@@ -207,7 +207,7 @@ def _flags() -> argparse.Namespace:
         "--rate", type=float, help="requests a second at which latencies are measured, for all"
     )
     parser.add_argument("--connections", type=int, default=64, help="that saturate a server")
-    cores = len(os.sched_getaffinity(0))
+    cores = cpus()
     parser.add_argument("--workers", type=int, default=cores, help="processes of each server")
     parser.add_argument("--batch", type=int, default=16, help="most images of a peer's batch")
     parser.add_argument("--cache", type=Path, default=Config().cache_dir, help="of decoded images")

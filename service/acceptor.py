@@ -1,11 +1,14 @@
-"""Takes connections from a port that several processes share, so that all have about as many."""
+"""The service's port, and who takes connections from it that several processes share."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from service.siblings import ABSENT, Siblings
 
@@ -16,9 +19,62 @@ _LEAVE_S = 0.002
 # More connections than another has that are no reason to leave one to it, and a share of them.
 _MORE, _MORE_SHARE = 1, 1 / 16
 # Connections that may wait to be taken; the system may allow fewer.
-_BACKLOG = 2048
+BACKLOG = 2048
+# `localhost` has an address in IPv6 even where the system does without.
+_ABSENT_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 # After an error that stays for a while, as that there are too many open files.
 _PAUSE_S = 0.5
+
+
+class PortError(Exception):
+    """A port that cannot be had; the message names port, host and reason."""
+
+    def __init__(self, host: str, port: int, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or error
+        super().__init__(f"port {port} of {host}: {reason}")
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Sockets on a port at every address of a host, of all if it is empty; none listens yet.
+
+    Raises:
+        PortError: it is taken, or the host has no address here.
+    """
+    listeners: list[socket.socket] = []
+    absent: list[OSError] = []
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        addresses = dict.fromkeys((family, address) for family, *_, address in found)
+        for family, address in addresses:
+            try:
+                listeners.append(_bound(family, address, alone=len(addresses) == 1))
+            except OSError as error:
+                if error.errno not in _ABSENT_ADDRESS:
+                    raise
+                absent.append(error)
+        if not listeners:
+            raise absent[0]
+    except (OSError, UnicodeError) as error:  # the second of what can be no name
+        for listener in listeners:
+            listener.close()
+        raise PortError(host, port, error) from error
+    return listeners
+
+
+def _bound(family: int, address: Any, *, alone: bool) -> socket.socket:
+    listener = socket.socket(family)
+    try:
+        if os.name == "posix":  # on Windows it would share a port that is taken
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and not alone:  # the other one takes IPv4
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 class Acceptor:
@@ -47,7 +103,7 @@ class Acceptor:
         self._opening = set[asyncio.Task[object]]()
         self._timer: asyncio.TimerHandle | None = None
         listener.setblocking(False)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
         self.tell()
         self._loop.add_reader(listener, self._accept)
 

@@ -1,6 +1,7 @@
 """Prometheus metrics, in a registry of the app's own.
 
-All series exist from the start, at zero, and those of a model while it is served.
+All series exist from the start, at zero, and those of a model while it is served; of requests that
+failed, those to the routes that classify.
 """
 
 from __future__ import annotations
@@ -25,18 +26,27 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.card import Card
 from models.compute import FLOPS_PER_MAC
+from service import errors
 from service.batcher import Answer
-from service.errors import error_codes
 from service.limits import BUDGET_BY
 
 STAGES = ("decode_queue", "decode", "queue", "inference")
 
-_SECONDS = tuple(m * 10**e for e in range(-4, 1) for m in (1, 2, 5))
+_SECONDS = tuple(m * 10**e for e in range(-4, 2) for m in (1, 2, 5))
 _FLOPS = tuple(float(m * 10**e) for e in range(6, 11) for m in (1, 2, 5))
 _FRACTIONS = (*(n / 20 for n in range(1, 21)), 1.25, 1.5, 2.0)
-Kind = TypeVar("Kind", Counter, Gauge, Histogram)
-
 _SIZES = tuple(2**n for n in range(8))
+# What ends a route that classifies. A counter that begins with its first error shows no increase.
+_CLASSIFY = ("/classify", "/infer")
+_ERRORS = sorted(
+    {
+        kind.status
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.ServiceError)
+    }
+)
+
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 
 @dataclass
@@ -186,13 +196,14 @@ class Metrics:
             self.queue_seconds,
             self.inference_seconds,
         ) = (self.stage_seconds.labels(stage) for stage in STAGES)
-        for code in error_codes():
+        for code in errors.error_codes():
             self.rejected.labels(code)
 
     def start_routes(self, routes: Iterable[str]) -> None:
         """Let the series of these routes exist."""
         for route in routes:
-            self.requests.labels(route, 200)
+            for status in (200, *(_ERRORS if route.endswith(_CLASSIFY) else ())):
+                self.requests.labels(route, status)
             self.request_seconds.labels(route)
 
     def observe_batch(self, size: int, seconds: float) -> None:

@@ -9,13 +9,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
 
 from models.card import BundleError
 from service import logs
-from service.acceptor import Acceptor
+from service.acceptor import BACKLOG, Acceptor, PortError, bind
 from service.app import create_app
 from service.connections import Connection, ServerConfig
 from service.failure import fail
@@ -34,6 +35,9 @@ class Server(uvicorn.Server):
     """Stops in two steps: first it is said that it leaves, then no more is taken.
 
     In between, whoever asks is answered, for as long as others may need to learn of it.
+
+    Args:
+        listeners: bound to the service's port.
     """
 
     def __init__(
@@ -41,12 +45,12 @@ class Server(uvicorn.Server):
         config: ServerConfig,
         service: Service,
         lame_duck_s: float,
-        listener: socket.socket | None = None,
+        listeners: Sequence[socket.socket] = (),
     ) -> None:
         super().__init__(config)
         self._config, self._service = config, service
-        self._listener = listener
-        self._acceptor: Acceptor | None = None
+        self._listeners = listeners
+        self._acceptors: list[Acceptor] = []
         self._lame_duck_s = lame_duck_s
         self._stop_at: float | None = None
         self._parent = multiprocessing.parent_process()
@@ -61,19 +65,30 @@ class Server(uvicorn.Server):
         self._service.leave()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen where uvicorn does, and on the port that is shared."""
+        """Listen where uvicorn does, and on the port where it is shared."""
+        try:
+            for listener in self._listeners:
+                listener.listen(BACKLOG)
+        except OSError as error:  # of two that bind at once, one listens first
+            self._service.failure = PortError(self.config.host, self.config.port, error)
+            self.should_exit = True
+            return
         await super().startup(sockets)
-        siblings = self._service.siblings
-        if self._listener and siblings:
-            self._acceptor = Acceptor(self._listener, siblings, self._create, self._count)
-            self.servers.append(self._acceptor)  # type: ignore[arg-type]
+        if siblings := self._service.siblings:
+            self._acceptors = [
+                Acceptor(listener, siblings, self._create, self._count)
+                for listener in self._listeners
+            ]
+            self.servers.extend(self._acceptors)  # type: ignore[arg-type]
+        else:
+            self._log_started_message(self._listeners)
 
     async def on_tick(self, counter: int) -> bool:
         """Called every 0.1 s; whether to stop."""
         if self._parent and not self._parent.is_alive():
             os._exit(1)  # killed, and whoever starts it anew wants the port
-        if self._acceptor:
-            self._acceptor.tell()
+        for acceptor in self._acceptors:
+            acceptor.tell()
         if self._stop_at is not None and time.monotonic() >= self._stop_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -96,13 +111,13 @@ class Server(uvicorn.Server):
 def serve(
     settings: Settings,
     siblings: Siblings | None = None,
-    listener: socket.socket | None = None,
+    listeners: Sequence[socket.socket] = (),
 ) -> int:
-    """Serve until a stop signal; the exit code is 2 for a bad setting and 1 for a bad bundle.
+    """Serve until a stop signal; the exit code is 2 for a bad setting, 1 for a bundle or port.
 
     Args:
         siblings: the other processes of the service, if there are any.
-        listener: the port that they share.
+        listeners: bound to the port that they share.
     """
     # uvicorn raises a stop signal once more when all is finished, to let it take its usual effect.
     for stop in (signal.SIGTERM, signal.SIGINT):
@@ -110,19 +125,21 @@ def serve(
     logs.configure(settings.log_level, None if siblings is None else siblings.index)
     try:
         app = create_app(settings, siblings=siblings)
+        own = [siblings.listen()] if siblings else bind(settings.host, settings.port)
     except SettingsError as error:
         return fail(error, 2)
-    except BundleError as error:
+    except (BundleError, PortError) as error:
         return fail(error, 1)
     service: Service = app.state.service
-    server = Server(ServerConfig(app, settings), service, settings.lame_duck_s, listener)
+    listeners = listeners or own
+    server = Server(ServerConfig(app, settings), service, settings.lame_duck_s, listeners)
     service.on_failure = lambda: setattr(server, "should_exit", True)
     # What there is by now stays for good: never look through it again, and less often through what
     # requests leave, of which little is in cycles.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_COLLECT)
-    server.run([siblings.listen()] if siblings else None)
+    server.run(own)
     return fail(service.failure, 1) if service.failure else 0
 
 

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         default=1, ge=1, description="processes that share the port, each with engines and queues"
     )
     threads: int = Field(
-        default_factory=lambda values: max(_cpus() // values.get("workers", 1), 1),
+        default_factory=lambda values: max(cpus() // values.get("workers", 1), 1),
         ge=1,
         description="of an engine; else one per core, shared out among the processes",
     )
@@ -149,6 +149,13 @@ def listed(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def cpus() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def load_settings() -> Settings:
     """Read the settings of this process.
 
@@ -175,16 +182,9 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _at_start(bundles: Path | None, model: str | None) -> tuple[str, ...]:
-    if bundles != SHIPPED:
+    if bundles is None or bundles.resolve() != SHIPPED.resolve():
         return ()
     return tuple(sorted({*_FAST, model or _FAST[0]}))
-
-
-def _cpus() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _user_cache() -> Path:

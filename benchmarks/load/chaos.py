@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import shutil
 import socket
@@ -265,10 +266,16 @@ def _lost(outcome: Outcome) -> str:
 
 
 def _held_places(server: Server) -> float:
-    """Images that hold a place in a queue, by the service's metrics."""
-    lines = str(server.ask("GET", "/metrics")[1]).splitlines()
-    (value,) = (line.split()[1] for line in lines if line.startswith("rnp_queue_depth "))
-    return float(value)
+    """Images that hold a place in a queue, by the service's metrics, in all of its processes."""
+    return held_places(str(server.ask("GET", "/metrics")[1]))
+
+
+def held_places(metrics: str) -> float:
+    """The same of a text; a process that could not tell is missing from it."""
+    values = re.findall(r"^rnp_queue_depth(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)
+    if not values:
+        raise ServerError("the metrics say nothing of a queue")
+    return sum(map(float, values))
 
 
 def _settled(condition: Callable[[], bool]) -> bool:

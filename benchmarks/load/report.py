@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load.outcome import Outcome, Summary
+from service.settings import cpus
 
 HEADER = (
     "offered/s", "answered/s", "p50 ms", "p90", "p95", "p99", "within target", "refused", "late",
@@ -96,6 +97,6 @@ def machine() -> str:
     name = platform.machine()
     with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else open(os.devnull) as it:
         names = [row.partition(":")[2].strip() for row in it if row.startswith("model name")]
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    cores, load = cpus(), os.getloadavg()[0]
     python = f"Python {platform.python_version()}"
     return f"{names[0] if names else name}, {cores} cores, {python}, load average {load:.1f} before"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,28 @@ def test_quick_run_of_all_scenarios_against_a_real_service(
     assert (code, report["missing"]) == (0, [])
     assert {"ratio", "deadline"} <= rows.keys()
     assert not [line for line in lines if line.startswith("NOT RUN")]
+
+
+def test_each_mode_goes_first_as_often_as_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, object]] = []
+    bench = SimpleNamespace(
+        flags=SimpleNamespace(
+            shapes=["steps"], seconds=1, target_ms=50, floor=0.1, rounds=4, pictures=None
+        ),
+        full=10.0,
+        rows=[],
+        plan=lambda times: None,
+        put_budget=lambda scenario, budget: True,
+    )
+    monkeypatch.setattr(http, "SETTLE_S", 0)
+    monkeypatch.setattr(http, "_tracked", lambda *rest: (None, None))
+    monkeypatch.setattr(
+        http, "_note_parts", lambda bench, shape, mode, round_, *rest: asked.append((round_, mode))
+    )
+    http.fixed_vs_auto(bench)
+    first = ["fixed", "auto", "fixed", "auto"]
+    assert [mode for _, mode in asked[::2]] == first
+    assert {*asked} == {(round_, mode) for round_ in range(4) for mode in ("fixed", "auto")}
 
 
 def test_rates_need_the_full_budget(

@@ -53,6 +53,7 @@ def test_all_that_a_peer_needs_is_pinned(name: str) -> None:
     lines = (SERVERS / f"requirements-{name}.txt").read_text().splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
-    assert {f"{name}", "onnxruntime", "numpy", "pillow"} <= {
+    # The last two, which uvicorn takes where it finds them, so that all have them or none.
+    assert {name, "onnxruntime", "numpy", "pillow", "httptools", "uvloop"} <= {
         line.partition("==")[0].lower() for line in pinned
     }

@@ -46,6 +46,17 @@ def queries() -> Iterator[tuple[str, str]]:
 QUERIES = dict(queries())
 
 
+def program(name: str) -> str:
+    """Prometheus, or what lies beside it."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.fail(
+            "there is no prometheus on the PATH: `make test` fetches one on Debian and its kin; "
+            "elsewhere install it (https://prometheus.io/download)"
+        )
+    return str(Path(binary).resolve().with_name(name))
+
+
 @contextlib.contextmanager
 def running(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process while the context lasts; its log is shown if something is awaited in vain."""
@@ -144,8 +155,7 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def prometheus_url(service_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    binary = shutil.which("prometheus")
-    assert binary, "no prometheus on the PATH: `make test` fetches one; else install the package"
+    binary = program("prometheus")
     scratch = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     config["global"]["scrape_interval"] = "500ms"
@@ -171,11 +181,9 @@ def prometheus_url(service_url: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def shares(service_url: str, prometheus_url: str) -> list[float]:
     """The shares of full compute of images that Prometheus has seen the service classify."""
-    # The counter of an error begins with its first one: let it be there before the second.
-    classify_images(service_url, 0)
-    wait_until(lambda: ask(prometheus_url, ERRORS) == [1], "the scrape of an error")
+    wait_until(lambda: ask(prometheus_url, ERRORS) == [0], "a scrape without errors")
     shares = classify_images(service_url, 10)
-    wait_until(lambda: ask(prometheus_url, ERRORS) == [2], "the scrape of the images")
+    wait_until(lambda: ask(prometheus_url, ERRORS) == [1], "the scrape of the images")
     return shares
 
 
@@ -197,6 +205,40 @@ def test_dashboard_compute_saved_agrees_with_responses(
     assert ask(prometheus_url, QUERIES["Compute saved A"]) == [
         pytest.approx(1 - np.mean(shares), abs=0.02)
     ]
+
+
+def test_dashboard_first_error_is_an_increase(prometheus_url: str, shares: list[float]) -> None:
+    (failed,) = ask(prometheus_url, QUERIES["Failed requests A"])
+    assert failed == pytest.approx(1 / (len(shares) + 1), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [("Compute saved A", 0.5), ("Share of full compute A", 0.5), ("FLOPs per second B", 25)],
+)
+def test_dashboard_counts_a_model_that_was_unloaded(
+    tmp_path: Path, query: str, value: float
+) -> None:
+    """Its series ended two minutes ago; those of one that stays go on, without images."""
+    series = {
+        'rnp_images_total{model="gone"}': "0+60x2 stale",
+        'rnp_flops_total{model="gone"}': "0+3000x2 stale",
+        'rnp_full_flops{model="gone"}': "100x2 stale",
+        'rnp_images_total{model="stays"}': "0x4",
+        'rnp_flops_total{model="stays"}': "0x4",
+        'rnp_full_flops{model="stays"}': "7x4",
+    }
+    samples = [{"labels": "{}", "value": value}]
+    expected = {"expr": QUERIES[query], "eval_time": "4m", "exp_samples": samples}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [expected],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": [test]}))
+    command = [program("promtool"), "test", "rules", str(tmp_path / "test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_dashboard_model_variable_lists_models(service_url: str, prometheus_url: str) -> None:

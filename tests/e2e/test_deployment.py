@@ -15,6 +15,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
 
 
 def load(path: str) -> Any:
@@ -48,7 +49,16 @@ def test_compose_service_runs_with_least_privilege(name: str) -> None:
 def test_compose_publishes_on_this_machine_only_unless_told(name: str) -> None:
     assert SERVICES[name]["ports"]
     for port in SERVICES[name]["ports"]:
-        assert port.startswith(("127.0.0.1:", "${ADDRESS:-127.0.0.1}:")), port
+        assert port.startswith(("127.0.0.1:", "${PRUNING_ADDRESS:-127.0.0.1}:")), port
+
+
+def test_compose_reads_no_variable_that_means_something_else_elsewhere() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert set(re.findall(r"\$\{(\w+)", text)) == {"PRUNING_ADDRESS", "PRUNING_PORT"}
+    assert set(re.findall(r"\b(\w+)=\S+ docker compose", OPERATING)) == {
+        "PRUNING_ADDRESS",
+        "PRUNING_PORT",
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -103,11 +113,29 @@ def test_dockerfile_runs_as_a_user_and_gets_signals() -> None:
     assert json.loads(command) == ["python", "-m", "service"]
 
 
+def test_dockerfile_copies_what_the_user_can_read_whatever_the_umask_of_whoever_builds() -> None:
+    source = DOCKERFILE.split(" AS source\n")[1].split("\nFROM ")[0]
+    assert re.findall(r"^COPY (\w+) \1$", source, re.MULTILINE) == ["models", "service"]
+    assert "RUN chmod -R a+rX ." in source
+    # All else comes from other stages, or is read by root.
+    rest = DOCKERFILE.replace(source, "")
+    assert re.findall(r"^COPY (?!--from)(.+)$", rest, re.MULTILINE) == [
+        "pyproject.toml constraints.txt ./"
+    ]
+
+
 def test_constraints_pin_every_dependency() -> None:
     pinned = re.findall(r"^([\w.-]+)==[\w.]+$", (ROOT / "constraints.txt").read_text(), re.M)
     extras = PROJECT["optional-dependencies"].values()
     wanted = {name_of(r) for r in itertools.chain(PROJECT["dependencies"], *extras)}
     assert wanted <= {name.lower().replace("_", "-") for name in pinned}
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_extra_installs_where_there_is_no_triton(extra: str) -> None:
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if name_of(requirement) == "triton":
+            assert requirement.endswith("; sys_platform == 'linux'")
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -18,9 +19,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.settings import SHIPPED
-from tests.service.running import Load, accepts, log, run, running
-from tests.service.support import png, wait_until
+from service.acceptor import bind
+from service.app import create_app
+from service.connections import ServerConfig
+from service.server import Server
+from service.settings import SHIPPED, Settings
+from tests.service.running import Load, accepts, environment, log, run, running
+from tests.service.support import FakeEngine, png, wait_until
 
 
 @contextmanager
@@ -132,6 +137,69 @@ def test_main_a_large_shipped_bundle_is_loaded_when_it_is_asked_for(tmp_path: Pa
         assert client.put(f"/models/{large}").status_code == 200
         answer = client.post("/classify", params={"model": large}, content=png()).json()
         assert answer["model"] == large
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("127.0.0.1", ["127.0.0.1"]), ("::1", ["::1"]), ("localhost", ["127.0.0.1"]),
+     ("0.0.0.0", ["127.0.0.1"]), ("", ["127.0.0.1", "::1"])],
+)  # fmt: skip
+def test_bind_takes_every_address_of_a_host(host: str, reached: list[str]) -> None:
+    if "::1" in reached and not has_ipv6():
+        pytest.skip("no IPv6 here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    listeners = bind(host, port)
+    try:
+        for listener in listeners:
+            listener.listen()
+        for address in reached:
+            socket.create_connection((address, port)).close()
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the second bind fails")
+def test_server_that_listens_second_says_so(settings: Settings, engine: FakeEngine) -> None:
+    (first,) = bind("127.0.0.1", 0)
+    port = first.getsockname()[1]
+    second = bind("127.0.0.1", port)
+    app = create_app(settings.model_copy(update={"port": port}), engine)
+    service = app.state.service
+    server = Server(ServerConfig(app, service.settings), service, 0, second)
+    try:
+        first.listen()
+        server.run(second)
+    finally:
+        for listener in (first, *second):
+            listener.close()
+    assert str(service.failure) == f"port {port} of 127.0.0.1: Address already in use"
+
+
+def test_main_port_0_is_a_free_one_that_the_log_names(bundles: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            env=environment(bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path)),
+            stdout=output,
+        )
+    try:
+        wait_until(lambda: any("running on" in line["message"] for line in log(tmp_path)), 60)
+        (said,) = [line["message"] for line in log(tmp_path) if "running on" in line["message"]]
+        port = re.search(r"http://127\.0\.0\.1:(\d+) ", said)[1]
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_main_misspelt_setting_is_one_sentence(bundles: Path) -> None:

@@ -58,6 +58,27 @@ def test_series_exist_from_the_start_at_zero(card: Card) -> None:
     assert samples["rnp_budget", "tiny"] == 0.5
 
 
+def test_routes_that_classify_start_with_every_error_at_zero() -> None:
+    metrics = Metrics()
+    metrics.start_routes(["/classify", "/v2/models/{name}/infer", "/healthz"])
+    codes = {
+        route: {key[1] for key in read(metrics) if key[0] == "rnp_requests_total" and route in key}
+        for route in ("/classify", "/v2/models/{name}/infer", "/healthz")
+    }
+    # A refused image, one that is given up, a mistake of ours, a queue that is full.
+    assert codes["/classify"] >= {"200", "400", "415", "499", "500", "429", "503", "504"}
+    assert codes["/v2/models/{name}/infer"] == codes["/classify"]
+    assert codes["/healthz"] == {"200"}
+
+
+def test_latencies_of_some_seconds_have_buckets() -> None:
+    metrics = Metrics()
+    metrics.request_seconds.labels("/classify").observe(6)
+    (below,) = (v for k, v in read(metrics).items() if {"/classify", "5.0"} <= set(k))
+    (above,) = (v for k, v in read(metrics).items() if {"/classify", "10.0"} <= set(k))
+    assert (below, above) == (0, 1)
+
+
 def test_observe_counts_flops_exactly(card: Card) -> None:
     metrics = Metrics()
     model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,8 @@ from tests.service.support import FakeEngine, add_bundle, make_card, png, serve,
 TWO = {"RNP_WORKERS": "2", "RNP_MODEL": "tiny"}
 # Of two processes, both have taken one of so many connections.
 MANY = 40
+# What finds children, on Linux.
+proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is of Linux")
 
 
 @pytest.fixture
@@ -154,6 +157,7 @@ def test_sigterm_loses_no_request_of_any_process(two_bundles: Path, tmp_path: Pa
     assert load.statuses.keys() == {200}
 
 
+@proc
 def test_process_that_dies_ends_the_service(
     service: tuple[subprocess.Popen[str], httpx.Client],
 ) -> None:
@@ -163,6 +167,29 @@ def test_process_that_dies_ends_the_service(
     os.kill(pids[0], signal.SIGKILL)
     assert process.wait(20) == 1
     assert not accepts((client.base_url.host, client.base_url.port))
+
+
+@proc
+@pytest.mark.parametrize("cause", ["death", "signal"])
+def test_process_that_stands_still_does_not_hold_up_the_end(
+    two_bundles: Path, tmp_path: Path, cause: str
+) -> None:
+    with running(two_bundles, tmp_path, **TWO | {"RNP_DRAIN_S": "0"}) as (process, client):
+        stuck, other = children(process)
+        os.kill(stuck, signal.SIGSTOP)
+        try:
+            if cause == "death":
+                os.kill(other, signal.SIGKILL)
+            else:
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 1
+        except subprocess.TimeoutExpired:
+            os.kill(stuck, signal.SIGKILL)
+            raise
+        assert not accepts((client.base_url.host, client.base_url.port))
+        assert process.stderr is not None
+        said = f"error: killed what did not stop within 5 s: process {stuck}\n"
+        assert process.stderr.read() == said
 
 
 def test_killed_parent_takes_the_processes_along(
@@ -175,15 +202,25 @@ def test_killed_parent_takes_the_processes_along(
     assert time.monotonic() - started < 2
 
 
-def test_port_that_is_taken_is_one_sentence(
-    service: tuple[subprocess.Popen[str], httpx.Client], two_bundles: Path
-) -> None:
-    _, client = service
-    done = run(two_bundles, RNP_PORT=str(client.base_url.port), **TWO)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_port_that_is_taken_is_one_sentence(two_bundles: Path, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = run(two_bundles, RNP_PORT=str(port), **TWO | {"RNP_WORKERS": workers})
     assert done.returncode == 1
-    assert (
-        done.stderr == f"error: port {client.base_url.port} of 127.0.0.1: Address already in use\n"
-    )
+    assert done.stderr == f"error: port {port} of 127.0.0.1: Address already in use\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+# The first has no address; the second, with an empty part, could be no name.
+@pytest.mark.parametrize("host", ["fe80::1%none", "a..b"])
+def test_host_without_an_address_is_one_sentence(
+    two_bundles: Path, host: str, workers: str
+) -> None:
+    done = run(two_bundles, RNP_HOST=host, **TWO | {"RNP_WORKERS": workers})
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: port 8000 of {host}: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> None:
@@ -194,6 +231,7 @@ def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> Non
     assert "model.safetensors does not match its SHA-256" in done.stderr
 
 
+@proc
 def test_signal_while_processes_are_started_reaches_all(two_bundles: Path, tmp_path: Path) -> None:
     for _ in range(3):
         process = subprocess.Popen(
@@ -278,6 +316,19 @@ def test_readiness_and_metrics_know_of_a_sibling_that_is_not_there(alone: httpx.
     assert "process 1 is not ready" in answer.json()["error"]
     assert samples(alone, "rnp_images_total") == {"0": 0.0}
     assert alone.post("/classify", content=png()).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/metrics", 200), ("/readyz", 503)])
+def test_sibling_that_says_nothing_is_not_waited_for_as_long_as_those_who_watch_wait(
+    alone: httpx.Client, tmp_path: Path, path: str, status: int
+) -> None:
+    wait_until(lambda: alone.get("/models").status_code == 200)
+    with socket.socket(socket.AF_UNIX) as sibling:
+        sibling.bind(str(tmp_path / "1.sock"))
+        sibling.listen()
+        started = time.monotonic()
+        assert alone.get(path).status_code == status
+        assert time.monotonic() - started < 4
 
 
 def test_metrics_of_a_sibling_that_refuses_are_left_out(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, SettingsError, listed, load_settings
+from service.settings import SHIPPED, Settings, SettingsError, listed, load_settings
 
 
 def test_load_settings_empty_environment_takes_defaults() -> None:
@@ -13,6 +13,12 @@ def test_load_settings_empty_environment_takes_defaults() -> None:
     assert (settings.port, settings.engine, settings.model) == (8000, "auto", None)
     assert settings.bundles.parts[-2:] == ("models", "bundles")
     assert settings.threads >= 1
+
+
+def test_tests_touch_nothing_of_whoever_runs_them(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert load_settings().cache_dir.is_relative_to(tmp_path_factory.getbasetemp())
 
 
 def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +40,9 @@ def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loa
     small = ("cifar10-mcifarnet", "imagenette-resnet18")
     assert load_settings().load == small
     monkeypatch.setenv("RNP_MODEL", "cifar10-vgg16")
+    assert set(load_settings().load) == {*small, "cifar10-vgg16"}
+    monkeypatch.chdir(SHIPPED.parents[1])
+    monkeypatch.setenv("RNP_BUNDLES", "models/bundles")
     assert set(load_settings().load) == {*small, "cifar10-vgg16"}
     monkeypatch.setenv("RNP_BUNDLES", str(tmp_path))
     assert load_settings().load == ()

@@ -31,6 +31,10 @@ if __name__ == "__main__":
 SLEEP = "import time; x = bytearray(50_000_000); time.sleep(60)"
 
 
+# Finds and watches processes, as the code under test does.
+proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is of Linux")
+
+
 def lives(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
@@ -56,6 +60,7 @@ def test_a_server_that_never_listens_is_told() -> None:
         server.wait_ready("/readyz", within_s=0.2)
 
 
+@proc
 def test_children_count_and_end_with_the_server() -> None:
     with running([sys.executable, "-c", CHILD.format(SLEEP)], free_port(), {}) as server:
         assert comes_true(lambda: server.memory_bytes() > 60e6)
@@ -64,6 +69,7 @@ def test_children_count_and_end_with_the_server() -> None:
     assert comes_true(lambda: not any(lives(pid) for pid in pids))
 
 
+@proc
 def test_a_benchmark_that_is_ended_leaves_nothing_behind(tmp_path: Path) -> None:
     script = tmp_path / "benchmark.py"
     script.write_text(BENCHMARK.format(SLEEP))

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.card import CalibrationPoint, Card
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
-from service.engines import onnx_cache, triton_tuning
+from service.engines import base, onnx_cache
 from service.engines.onnx_cache import SUM, UNFINISHED_S, UNUSED_S, graph_file
 from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
 
@@ -153,7 +153,7 @@ def test_graph_file_of_other_code_is_built_anew(
 ) -> None:
     with graph_file(BUNDLE, "counted", build, tmp_path) as first:
         pass
-    monkeypatch.setattr(onnx_cache, module, triton_tuning)
+    monkeypatch.setattr(onnx_cache, module, base)
     with graph_file(BUNDLE, "counted", build, tmp_path) as second:
         assert second != first
 
