@@ -30,6 +30,10 @@ class PathAgent(nn.Module):
     After a path it stops there or goes on to a later one. A decision has a network of its own,
     because paths differ in how many maps they hold. What it decides by is the answer so far, which
     may hold those of the looks before (`AgentConfig.views`).
+
+    Attributes:
+        paths: (M, L) int64, widths. macs: (M,) int64, of each with the decision after it.
+        price: (M,) float32, those as shares of the full network's.
     """
 
     paths: Tensor

@@ -3,7 +3,11 @@
 A batch along one path is sliced: only the prefixes are computed. Where images differ, feature maps
 are stored whole with zeros beyond each image's prefix, and each layer's convolution runs once for
 every (input width, output width) that occurs, on the images that have it: no convolution computes
-a channel that is off, whatever the mixture. (The agent and the end, far smaller, read the zeros.)
+a channel that is off, whatever the mixture. (The agent and the classifier's linear layers, far
+smaller, read the zeros.)
+
+Of shapes, N are images, L layers, k the groups of a layer, M the paths of a `PathAgent`; a width is
+of 1 to k. Layers decide one after another in Lin et al., Runtime Neural Pruning, NIPS 2017.
 """
 
 from __future__ import annotations
@@ -89,7 +93,8 @@ class Network(nn.Module):
         Args:
             images: (N, 3, H, W). penalty: (N,).
             cap: (N,) float64, share of the full MACs, infinite for none.
-        Returns: logits (N, classes) and the trace.
+        Returns: logits (N, classes) and the trace. The agent is asked in any case: that a penalty
+            of 0 means the plain network is known to engines alone.
         """
         if isinstance(self.agent, PathAgent):
             return self.by_looks(lambda n, rows: self.look(images[rows], n), penalty, cap)
@@ -100,7 +105,9 @@ class Network(nn.Module):
 
         Args:
             choose: called as choose(layer, pooled, earlier, before) at each decision with (N,)
-                widths of the layers two and one before; gives the layer's.
+                widths of the layers two and one before; gives the layer's. Layer 0 is whole, and
+                what is added up has one width (`BackboneConfig.tied`): there nobody decides.
+        Returns: logits (N, classes) and the trace.
         """
         whole = torch.full((len(images),), self.backbone.groups, device=images.device)
         widths, pooled = [whole, whole], []
@@ -259,7 +266,11 @@ class Greedy:
 
 
 def blended(answer: Tensor, before: Tensor | None, blend: float) -> Tensor:
-    """The answer after a look, of what its path answers by itself and of the answer before."""
+    """The answer after a look, logits (N, classes): (1 - blend) answer + blend before.
+
+    Args:
+        answer: what the look's path answers by itself. before: the answer before it, if any.
+    """
     return answer if before is None or not blend else answer.lerp(before, blend)
 
 

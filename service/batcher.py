@@ -51,9 +51,9 @@ class Answer:
     """What became of one image.
 
     Attributes:
-        logits: (C,) float32.
-        probabilities: (C,) float64.
-        ranking: (C,) int64, the classes, most probable first.
+        logits: (classes,) float32.
+        probabilities: (classes,) float64.
+        ranking: (classes,) int64, most probable first.
         widths: (L,) int64, groups computed per layer.
         macs: multiply–accumulates computed, the agent included.
         limits: what it was allowed to cost.
@@ -102,7 +102,7 @@ class Batcher:
     Args:
         engine: called from the batcher's thread only.
         plan: decides what the next batch is, and what its images may cost.
-        max_batch: how many images are worth no wait for more.
+        max_batch: the most images of a batch; where so many wait, none waits for more.
         max_wait_s: how long the first image of a batch waits for more, if none hurries.
         max_queue: the most images that may hold a place before their batch begins.
         stack: makes a batch of images, which may take its memory again for the next one.

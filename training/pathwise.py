@@ -206,6 +206,7 @@ def q_error(agent: PathAgent, seen: list[Tensor], worth: list[Tensor], penalty: 
 
     Args:
         seen: see `Looks`. worth: of each path (n, P), of the answer after it. penalty: (n,).
+    Returns: a scalar, the sum over the decisions of their mean squared errors.
     """
     error = torch.zeros(())
     # What follows each path until the agent stops.

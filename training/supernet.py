@@ -1,8 +1,10 @@
 """Supernet: one set of weights that serves every path.
 
 Each step trains the full network, the narrowest one and random paths between (sandwich rule), the
-narrow ones taught by the full one (in-place distillation; Yu and Huang, US-Nets, ICCV 2019). Every
-sub-network is really sliced: a narrow path costs what it costs in serving.
+narrow ones taught by the full one (in-place distillation; Yu and Huang, US-Nets, ICCV 2019). The
+loss is the full network's cross-entropy, labels smoothed, plus that of each other path against the
+full network's probabilities. Every sub-network is really sliced: a narrow path costs what it costs
+in serving.
 
 At the end the normalisation's statistics are estimated anew over mixed paths, and from then on
 they are frozen, as they are folded for serving. (Freezing them before the learning rate has fallen
