@@ -12,8 +12,11 @@ from socketserver import ThreadingUnixStreamServer
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from service.app import create_app
+from service.everywhere import _CHANGES
+from service.security.access import Role, role_of
 from service.settings import Settings
 from service.siblings import Siblings
 from tests.service.sockets import connect, error_of, read_all
@@ -90,6 +93,20 @@ def test_change_is_told_with_its_body_and_what_says_where_its_page_is_from(
     assert load == "POST /v2/repository/models/tiny/load"
     # Of the same site is a page whose origin has the host that was asked.
     assert headers["origin"] == f"http://{headers['host']}"
+
+
+def test_every_route_of_operators_that_changes_something_is_told(
+    settings: Settings, engine: FakeEngine
+) -> None:
+    asked = {
+        f"{method} {route.path.replace('{name}', 'x')}"
+        for route in create_app(settings, engine).routes
+        if isinstance(route, APIRoute) and route.endpoint.__name__ != "_refuse"
+        for method in route.methods - {"GET"}
+    }
+    changes = {what for what in asked if role_of(*what.split()) is Role.OPERATOR}
+    assert len(changes) == 5
+    assert all(_CHANGES.fullmatch(what) for what in changes)
 
 
 @pytest.mark.parametrize(
