@@ -57,11 +57,11 @@ def create_app(
         app.router.routes.extend(router.routes)
     docs.mount_static(app)
     add_error_handlers(app)
-    app.add_middleware(Heads)
     if siblings:
         app.add_middleware(Everywhere, siblings=siblings, metrics=service.metrics)
     routes = [route for router in routers for route in router.routes]
     add_security(app, service.settings, service.metrics, routes)
+    app.add_middleware(Heads)
     app.add_middleware(Observer, metrics=service.metrics, leaving=lambda: service.leaving)
     app.state.tracer = create_tracer(service.settings)
     if app.state.tracer:

@@ -261,7 +261,7 @@ class Connection(HttpToolsProtocol):
     def _turn_away(self, error: ServiceError) -> None:
         """Refuse a request; what is still to come of it is dropped."""
         self.cycle = TURNED_AWAY
-        self._write_refusal(error, request_id(self.headers))
+        self._write(error, request_id(self.headers))
         self._door.count()
         super().on_response_complete()
         self._wait()
@@ -297,20 +297,17 @@ class Connection(HttpToolsProtocol):
             self.pipeline.clear()
             self._stop_timer()
         else:
-            self._write_refusal(error, given, (b"connection", b"close"))
+            self._write(error, given, (b"connection", b"close"))
             self._linger()
         self._metrics.rejected.labels(error.code).inc()
         client = self.client[0] if self.client else None
         details = {"code": error.code, "status": error.status, "client": client}
         logger.info("connection refused", extra=details | {"request_id": given})
 
-    def _write_refusal(
-        self, error: ServiceError, given: str, *headers: tuple[bytes, bytes]
-    ) -> None:
-        """Write an answer with this id."""
-        named = (b"x-request-id", given.encode())
-        own = self.server_state.default_headers
-        self.transport.write(answer(error, self.url, named, *own, *headers))
+    def _write(self, error: ServiceError, given: str, *headers: tuple[bytes, bytes]) -> None:
+        """Write a refusal of the request that has this id."""
+        headers += (b"x-request-id", given.encode()), *self.server_state.default_headers
+        self.transport.write(answer(error, self.url, *headers))
 
     def _owed(self, running: RequestResponseCycle) -> bool:
         """Whether a request must get its own answer: all of it has come, or that has begun."""

@@ -111,8 +111,7 @@ class Planner:
         if asked.due == math.inf:
             return
         mode, now = self._budget.mode, time.perf_counter()
-        least = [self._range(one, mode)[0] for one in (*waiting, *[asked] * places)]
-        shares = np.array(least)
+        shares = np.array([self._range(one, mode)[0] for one in (*waiting, *[asked] * places)])
         needed = busy_s + self._needed_s(shares)
         idle = not waiting and not busy_s
         if now + needed > asked.due and idle and self._forgets(now):

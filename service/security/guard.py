@@ -82,9 +82,8 @@ class Guard:
 
     def _name_route(self, scope: Scope) -> None:
         """Let the metrics know the route of a request that never gets to the router."""
-        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         for route in self._routes:
-            match, found = route.matches(asked)
+            match, found = route.matches(scope)
             if match == Match.FULL:
                 scope["route"] = found["route"]
                 return
