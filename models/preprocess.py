@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from models.effort import MOST_RUN_PIXELS, BoundedFile, TooMuchEffort, check_sca
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Count = Callable[[int], None]
 
 ALLOWED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
 
@@ -145,16 +146,20 @@ def preprocess(content: bytes, preprocessing: Preprocessing, max_pixels: int) ->
     return preprocessing.normalise(read_pixels(content, preprocessing, max_pixels))
 
 
-def read_pixels(content: bytes, preprocessing: Preprocessing, max_pixels: int) -> Pixels:
+def read_pixels(
+    content: bytes, preprocessing: Preprocessing, max_pixels: int, count: Count | None = None
+) -> Pixels:
     """The centre of one image file at the network's size: (size, size, 3) uint8.
 
     Raises:
         ImageError: see `decode`.
     """
-    return preprocessing.pixels(decode(content, max_pixels, preprocessing.resize))
+    return preprocessing.pixels(decode(content, max_pixels, preprocessing.resize, count))
 
 
-def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
+def decode(
+    content: bytes, max_pixels: int, least: int = 0, count: Count | None = None
+) -> Image.Image:
     """Read an image file, of an animation the first frame.
 
     A large JPEG is read at a half, a quarter or an eighth of its size, which takes its decoder much
@@ -164,6 +169,7 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
         content: the whole file; its format is read from its first bytes.
         max_pixels: the most pixels (width × height) the header may state.
         least: what is needed of the shorter side; 0 reads all there is.
+        count: told the pixels of the header before they are decoded; it may raise `TooManyPixels`.
 
     Raises:
         NotAnImage: empty, no image, truncated or broken.
@@ -184,6 +190,8 @@ def decode(content: bytes, max_pixels: int, least: int = 0) -> Image.Image:
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them
         raise NotAnImage(f"the image's header cannot be read: {error}") from error
     _check_pixels(image, max_pixels)
+    if count is not None:
+        count(image.width * image.height)
     try:
         _check_effort(image, content, file.tell())
         if least:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
 from models.compute import FLOPS_PER_MAC
-from models.preprocess import Floats, ImageError, read_pixels
+from models.preprocess import Floats, ImageError, Pixels, TooManyPixels, read_pixels
 from service.batcher import Answer, Image, Reservation
 from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
 from service.limits import Asked
@@ -19,6 +20,8 @@ from service.notes import note_asked, note_image
 from service.registry import ServedModel
 from service.schemas import Classification, ClassifyQuery, Compute, Prediction, Timing
 from service.state import Service
+
+_Read = Callable[[bytes], Pixels]
 
 
 @dataclass(frozen=True)
@@ -71,23 +74,52 @@ async def answer_images(
 ) -> list[Answered | ServiceError]:
     """Run image files, or (3, H, W) preprocessed arrays, in order; see `classify` for errors."""
     asked = replace(call.asked, came=time.perf_counter())
+    read = _reader(service, call)
     with call.model.batcher.reserve(len(images), asked) as places:
         note_asked(len(images))
         if len(images) == 1:
-            return [await _answer_one(service, call, images[0], places)]
+            return [await _answer_one(service, call, images[0], places, read)]
         # One that breaks must not leave others waiting in places that are given back.
         results = await asyncio.gather(
-            *(_answer_one(service, call, image, places) for image in images),
+            *(_answer_one(service, call, image, places, read) for image in images),
             return_exceptions=True,
         )
     return [_raised(result) for result in results]
 
 
+def _reader(service: Service, call: Call) -> _Read:
+    """What reads the image files of a request."""
+    settings = service.settings
+    return partial(
+        read_pixels,
+        preprocessing=call.model.card.preprocessing,
+        max_pixels=settings.max_pixels,
+        count=_Together(settings.max_request_pixels).count,
+    )
+
+
+class _Together:
+    """Pixels of a request's images, which may be decoded by several threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = self._limit = limit
+        self._lock = threading.Lock()
+
+    def count(self, pixels: int) -> None:
+        with self._lock:
+            if pixels > self._left:
+                raise TooManyPixels(
+                    f"the images of the request have more than {self._limit} pixels together, "
+                    "which is the limit: send several requests"
+                )
+            self._left -= pixels
+
+
 async def _answer_one(
-    service: Service, call: Call, image: bytes | Floats, places: Reservation
+    service: Service, call: Call, image: bytes | Floats, places: Reservation, read: _Read
 ) -> Answered | ServiceError:
     asked, metrics = places.asked, call.model.metrics
-    way = _Way(service, call, places)
+    way = _Way(service, places, read)
     try:
         async with in_time(asked):
             way.begin(image)
@@ -157,9 +189,8 @@ class _Way:
         decode_s: seconds that decoding took, 0 if there was none.
     """
 
-    def __init__(self, service: Service, call: Call, places: Reservation) -> None:
-        self._service, self._places = service, places
-        self._preprocessing = call.model.card.preprocessing
+    def __init__(self, service: Service, places: Reservation, read: _Read) -> None:
+        self._service, self._places, self._read = service, places, read
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.decode_s = 0.0
 
@@ -183,7 +214,7 @@ class _Way:
 
     def _made(self, content: bytes) -> Image:
         started = time.perf_counter()
-        image = read_pixels(content, self._preprocessing, self._service.settings.max_pixels)
+        image = self._read(content)
         self.decode_s = time.perf_counter() - started
         self._service.metrics.decode_seconds.observe(self.decode_s)
         return image

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
         default=256 * 2**20, ge=1, description="bodies of all requests together"
     )
     max_pixels: int = Field(default=40_000_000, ge=1)
+    max_request_pixels: int = Field(
+        default=120_000_000, ge=1, description="of all images of a request"
+    )
     max_parts: int = Field(default=32, ge=1, description="images in one multipart request")
     max_batch: int = Field(default=16, ge=1, description="images that an engine runs at once")
     max_wait_ms: float = Field(default=0, ge=0, le=1000, description="wait for a batch to fill")
@@ -130,6 +133,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_PARTS {self.max_parts} is above {PREFIX}MAX_QUEUE {self.max_queue}: "
                 "such a request could never be queued"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _image_fits_request(self) -> Settings:
+        if self.max_pixels > self.max_request_pixels:
+            raise ValueError(
+                f"{PREFIX}MAX_PIXELS {self.max_pixels} is above {PREFIX}MAX_REQUEST_PIXELS "
+                f"{self.max_request_pixels}: such an image could never be read"
             )
         return self
 

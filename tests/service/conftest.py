@@ -39,7 +39,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, card: Card) -> Path:
 @pytest.fixture(scope="session")
 def settings(bundles: Path) -> Settings:
     return Settings(
-        bundles=bundles, max_body_bytes=1_000_000, max_pixels=1_000_000, max_parts=4, max_queue=4
+        bundles=bundles,
+        max_body_bytes=1_000_000,
+        max_pixels=1_000_000,
+        max_request_pixels=2_000_000,
+        max_parts=4,
+        max_queue=4,
     )
 
 

@@ -60,6 +60,7 @@ def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loa
         ("RNP_RATE_PER_S", "0", "RNP_RATE_PER_S is '0': input should be greater than 0"),
         ("RNP_RATE_PER_S", "inf", "RNP_RATE_PER_S is 'inf': input should be a finite number"),
         ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 256"),
+        ("RNP_MAX_PIXELS", "200000000", "is above RNP_MAX_REQUEST_PIXELS 120000000"),
     ],
 )
 def test_load_settings_bad_variable_refused_in_a_sentence(

@@ -168,6 +168,19 @@ def test_classify_multipart_bad_part_is_an_error_of_its_own(client: httpx.Client
     assert set(results[1]) == {"error", "code"}
 
 
+def test_classify_multipart_of_too_many_pixels_together_is_answered_up_to_the_limit(
+    client: httpx.Client, settings: Settings
+) -> None:
+    big, small = png(size=(1000, 900)), png(size=(1000, 500))
+    assert settings.max_request_pixels == 2_000_000
+    results = client.post("/classify", files=files(big, small, small)).json()["results"]
+    assert [result.get("code") for result in results] == [None] * 3
+    results = client.post("/classify", files=files(big, big, small, png())).json()["results"]
+    assert sorted(result.get("code", "") for result in results) == ["", "", "", "too_many_pixels"]
+    (refusal,) = (result["error"] for result in results if "error" in result)
+    assert "more than 2000000 pixels together" in refusal
+
+
 def test_classify_model_by_name(tmp_path: Path, settings: Settings, engine: FakeEngine) -> None:
     for name, agent in (("first", BY_LAYER), ("second", BY_PATH)):
         add_bundle(tmp_path, make_card(name, agent))
