@@ -189,9 +189,7 @@ def decode(
         raise
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them
         raise NotAnImage(f"the image's header cannot be read: {error}") from error
-    _check_pixels(image, max_pixels)
-    if count is not None:
-        count(image.width * image.height)
+    _check_pixels(image, max_pixels, count)
     try:
         _check_effort(image, content, file.tell())
         if least:
@@ -217,13 +215,15 @@ def _scale_key(image: Image.Image, depth: int) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+def _check_pixels(image: Image.Image, max_pixels: int, count: Count | None) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise TooManyPixels(
             f"the image has {width} × {height} = {width * height} pixels, "
             f"the limit is {max_pixels}: send a smaller one"
         )
+    if count is not None:
+        count(width * height)
 
 
 def _check_effort(image: ImageFile.ImageFile, content: bytes, position: int) -> None:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from models.config import Sees, Views
 from models.storage import Storage
 
 
-@dataclass(frozen=True)
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+# Numbers may be text too: YAML 1.1 reads 1e-3 as text, and flags are text anyway.
+_Int = Annotated[int, BeforeValidator(_no_bool)]
+_Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Count = Annotated[_Int, Field(ge=0)]
+Positive = Annotated[_Int, Field(gt=0)]
+Amount = Annotated[_Float, Field(ge=0)]
+PositiveAmount = Annotated[_Float, Field(gt=0)]
+Share = Annotated[_Float, Field(ge=0, le=1)]
+PositiveShare = Annotated[_Float, Field(gt=0, le=1)]
+
+_CLOSED = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_CLOSED)
 class Data:
     """Where the images come from.
 
@@ -24,12 +47,12 @@ class Data:
     """
 
     source: str = ""
-    resize: int = 0
-    held_out: int = 0
+    resize: Count = 0
+    held_out: Count = 0
     cache: str = "~/.cache/runtime-neural-pruning"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Backbone:
     """The network that is pruned.
 
@@ -43,13 +66,13 @@ class Backbone:
     """
 
     name: str = "mcifarnet"
-    width: float = 1.0
-    image_size: int = 0
+    width: PositiveAmount = 1.0
+    image_size: Count = 0
     pretrained: str | None = None
-    groups: int = 4
+    groups: Positive = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Supernet:
     """The first stage: a backbone whose every sub-network works.
 
@@ -70,22 +93,22 @@ class Supernet:
             bfloat16 where the machine multiplies that, float32 where it would be slower.
     """
 
-    epochs: int = 24
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    random_paths: int = 1
-    label_smoothing: float = 0.1
-    shift: float = 0.125
-    crop: float = 1.0
-    flip: bool = True
-    cutout: float = 0.0
-    crop_size: int = 0
-    cutmix: float = 0.0
+    epochs: Count = 24
+    batch_size: Positive = 128
+    learning_rate: Amount = 0.1
+    weight_decay: Amount = 5e-4
+    random_paths: Count = 1
+    label_smoothing: Share = 0.1
+    shift: Share = 0.125
+    crop: PositiveShare = 1.0
+    flip: StrictBool = True
+    cutout: Share = 0.0
+    crop_size: Count = 0
+    cutmix: Share = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Paths:
     """The second stage: a search for the paths among which an agent of the form "paths" chooses.
 
@@ -94,11 +117,11 @@ class Paths:
         images: held-out images on which paths are compared.
     """
 
-    count: int = 4
-    images: int = 1000
+    count: Positive = 4
+    images: Positive = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Finetune:
     """The third stage: the backbone along many paths in every batch.
 
@@ -109,11 +132,11 @@ class Finetune:
         learning_rate: at the start; it falls to zero.
     """
 
-    epochs: int = 4
-    learning_rate: float = 0.01
+    epochs: Count = 4
+    learning_rate: Amount = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Agent:
     """The fourth stage: the decision network.
 
@@ -145,24 +168,24 @@ class Agent:
 
     form: Literal["paths", "priced", "paper"] = "paths"
     rule: Literal["right", "loss", "gumbel", "supervised"] = "right"
-    looks: int = 0
+    looks: Count = 0
     sees: Sees = "answer"
     views: Views = "both"
-    hidden: int = 64
-    recordings: int = 6
-    images: int = 15000
-    epochs: int = 24
-    batch_size: int = 1024
-    learning_rate: float = 2e-3
-    encoding: int = 32
-    ways: int = 3
-    epsilon: float = 0.1
-    penalties: tuple[float, ...] = (0.003, 3.0)
-    penalty: float = 0.02
-    seed: int = 0
+    hidden: Positive = 64
+    recordings: Positive = 6
+    images: Positive = 15000
+    epochs: Count = 24
+    batch_size: Positive = 1024
+    learning_rate: Amount = 2e-3
+    encoding: Positive = 32
+    ways: Positive = 3
+    epsilon: Share = 0.1
+    penalties: tuple[PositiveAmount, ...] = (0.003, 3.0)
+    penalty: Amount = 0.02
+    seed: Count = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Calibration:
     """From budget to penalty.
 
@@ -170,10 +193,10 @@ class Calibration:
         points: penalties measured on the held-out images.
     """
 
-    points: int = 32
+    points: Positive = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Evaluation:
     """What the test images are asked.
 
@@ -181,10 +204,10 @@ class Evaluation:
         budgets: mean shares of the full MACs at which test images are classified.
     """
 
-    budgets: tuple[float, ...] = (0.1, 0.125, 0.15, 0.2, 0.25, 0.33, 0.4, 0.6, 0.8)
+    budgets: tuple[PositiveShare, ...] = (0.1, 0.125, 0.15, 0.2, 0.25, 0.33, 0.4, 0.6, 0.8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Export:
     """What is written.
 
@@ -196,7 +219,7 @@ class Export:
     weights: Storage = "float16"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CLOSED)
 class Config:
     """All settings of a run.
 
@@ -217,10 +240,10 @@ class Config:
     calibration: Calibration = field(default_factory=Calibration)
     evaluation: Evaluation = field(default_factory=Evaluation)
     export: Export = field(default_factory=Export)
-    seed: int = 0
+    seed: Count = 0
     out: str = ""
     work: str = ""
-    threads: int = 0
+    threads: Count = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property

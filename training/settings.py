@@ -12,16 +12,15 @@ resumed only with the same ones, on the same images and from the same bundle.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from training.config import Config
 from training.errors import CheckpointError, ConfigError
@@ -32,12 +31,7 @@ SAVED, INPUTS = "config.yaml", "inputs.yaml"
 
 # These change where and how fast a run computes, not what; of precision, the last digits.
 _MAY_DIFFER = ("out", "work", "threads", "device", "data.cache", "supernet.precision")
-# No number may be negative; of these none may be 0, and of the shares none may exceed 1.
-_POSITIVE = (
-    "batch_size", "groups", "points", "width", "encoding", "hidden", "budgets", "penalties",
-    "images", "recordings", "ways", "count", "crop",
-)  # fmt: skip
-_SHARES = ("budgets", "epsilon", "label_smoothing", "shift", "crop", "cutout", "cutmix")
+_CONFIG = TypeAdapter(Config)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +78,16 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown setting or a value of the wrong type; the message names it.
     """
-    return typing.cast(Config, _build(Config, values, ""))
+    try:
+        return _CONFIG.validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The settings as nested YAML- and JSON-ready values."""
-    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+    values: dict[str, Any] = _CONFIG.dump_python(config, mode="json")
+    return values
 
 
 def read_yaml(name: str) -> dict[str, Any]:
@@ -205,71 +203,21 @@ def _parse(name: str, text: str) -> Any:
         raise ConfigError(f"setting {name}: {text!r} is not a value") from error
 
 
-def _build(kind: type, values: Any, section: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"setting {section} is a section of settings, not {values!r}")
-    hints, prefix = typing.get_type_hints(kind), f"{section}." if section else ""
-    built = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ConfigError(_unknown(f"{prefix}{name}", [prefix + hint for hint in hints]))
-        hint = hints[name]
-        read = _build if dataclasses.is_dataclass(hint) else _typed
-        built[name] = read(hint, value, f"{prefix}{name}")
-    return kind(**built)
+def _sentence(error: ValidationError) -> str:
+    """The first error, with the setting's name."""
+    first = error.errors()[0]
+    # What follows a setting's name is the place in a list.
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    name = ".".join(names)
+    if first["type"] == "unexpected_keyword_argument":
+        return _unknown(name, names[:-1])
+    return f"setting {name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    everything = list(flatten(to_dict(Config())))
-    close = difflib.get_close_matches(name, [*known, *everything], n=1)
+def _unknown(name: str, sections: list[str]) -> str:
+    defaults = to_dict(Config())
+    beside = reduce(getitem, sections, defaults)
+    known = [".".join([*sections, setting]) for setting in beside]
+    close = difflib.get_close_matches(name, [*known, *flatten(defaults)], n=1)
     guess = f"did you mean {close[0]}? Known are" if close else "known are"
     return f"setting {name} is unknown: {guess} {', '.join(known)}"
-
-
-def _typed(hint: Any, value: Any, name: str) -> Any:
-    """The value as its type, or an error that says what it should be."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in options:
-            return value
-        raise ConfigError(f"setting {name} is {value!r}: choose {' or '.join(map(repr, options))}")
-    if origin is types.UnionType:
-        return None if value is None else _typed(options[0], value, name)
-    if origin is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_typed(options[0], item, name) for item in value)
-        raise ConfigError(f"setting {name} is {value!r}: it must be a list")
-    return _scalar(hint, value, name)
-
-
-def _scalar(kind: type, value: Any, name: str) -> Any:
-    if kind in (int, float):
-        return _number(kind, value, name)
-    if type(value) is not kind:
-        word = "true or false" if kind is bool else "text"
-        raise ConfigError(f"setting {name} is {value!r}: it must be {word}")
-    return value
-
-
-def _number(kind: type, value: Any, name: str) -> int | float:
-    word = "a whole number" if kind is int else "a number"
-    try:
-        # Text too: YAML 1.1 reads 1e-3 as text, and flags are text anyway.
-        inexact = isinstance(value, bool) or (kind is int and isinstance(value, float))
-        number: int | float = math.nan if inexact else kind(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"setting {name} is {value!r}: it must be {word}")
-    last = name.rpartition(".")[2]
-    if number < 0 or (number == 0 and last in _POSITIVE):
-        raise ConfigError(f"setting {name} is {value!r}: it is too small")
-    if number > 1 and last in _SHARES:
-        raise ConfigError(f"setting {name} is {value!r}: it is a share, at most 1")
-    return number
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
