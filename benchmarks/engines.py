@@ -44,9 +44,9 @@ from benchmarks.measure.timing import Spread, in_turn
 from benchmarks.measure.work import at_budget, noise
 from models.bundle import Bundle
 from service import costs
+from service.cores import cpus
 from service.engines import create_engine
 from service.engines.base import Engine, Floats
-from service.settings import cpus
 
 # By name: backbone, classes, side of the images in pixels.
 NETWORKS = {

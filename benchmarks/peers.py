@@ -36,7 +36,7 @@ from benchmarks.load.outcome import Summary, summarise
 from benchmarks.load.server import ServerError, service
 from benchmarks.peers_servers.start import PEERS, Peer, Share, served, set_up
 from models.bundle import Bundle, read_bundle
-from service.settings import cpus
+from service.cores import cpus
 from training.config import Config
 
 LEVEL = 0.7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +12,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
+from service.cores import cpus
 
 PREFIX = "RNP_"
 # The bundles that come along; others of them than these take a second or more to load.
 SHIPPED = Path(models.__path__[0]) / "bundles"
 _FAST = ("cifar10-mcifarnet", "imagenette-resnet18")
+# What Kubernetes tells pods of every Service.
+_SERVICE_LINK = re.compile("_SERVICE_(HOST|PORT)|_PORT_[0-9]+_(TCP|UDP|SCTP)")
 
 
 class SettingsError(ValueError):
@@ -161,13 +165,6 @@ def listed(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def cpus() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def load_settings() -> Settings:
     """Read the settings of this process.
 
@@ -177,12 +174,21 @@ def load_settings() -> Settings:
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            choices = difflib.get_close_matches(variable.upper(), known, n=1) or known
-            raise SettingsError(f"{variable} is no setting: did you mean {', '.join(choices)}?")
+            raise SettingsError(f"{variable} is no setting: {_advice(variable.upper(), known)}")
     try:
         return Settings()
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from error
+
+
+def _advice(variable: str, known: list[str]) -> str:
+    if _SERVICE_LINK.search(variable):
+        return (
+            "it is of the kind that Kubernetes sets for a Service of such a name; "
+            "`enableServiceLinks: false` in the pod's spec keeps it out"
+        )
+    choices = difflib.get_close_matches(variable, known, n=1) or known
+    return f"did you mean {', '.join(choices)}?"
 
 
 def _sentence(error: ValidationError) -> str:

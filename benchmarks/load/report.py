@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load.outcome import Outcome, Summary
-from service.settings import cpus
+from service.cores import cpus
 
 HEADER = (
     "offered/s", "answered/s", "p50 ms", "p90", "p95", "p99", "within target", "refused", "late",

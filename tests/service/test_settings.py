@@ -54,6 +54,8 @@ def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loa
         ("RNP_PROT", "1", "RNP_PROT is no setting: did you mean RNP_PORT"),
         ("rnp_prot", "1", "rnp_prot is no setting: did you mean RNP_PORT"),
         ("RNP_ZZZZZZZZ", "1", "RNP_ZZZZZZZZ is no setting: did you mean RNP_HOST, "),
+        ("RNP_SERVICE_HOST", "10.0.0.1", "RNP_SERVICE_HOST is no setting: .*enableServiceLinks"),
+        ("RNP_PORT_80_TCP_ADDR", "10.0.0.1", "RNP_PORT_80_TCP_ADDR is .*enableServiceLinks"),
         ("RNP_PORT", "abc", "RNP_PORT is 'abc': input should be a valid integer"),
         ("RNP_BUDGET", "0", "RNP_BUDGET is '0': input should be greater than 0"),
         ("RNP_ENGINE", "gpu", "RNP_ENGINE is 'gpu': input should be 'auto', 'onnx', 'torch' or "),
