@@ -7,7 +7,6 @@ measured at what they spend themselves. Several bundles of different seeds give 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ import numpy as np
 
 from models.bundle import Bundle, read_bundle
 from models.card import Card
+from training.curves import picture
 from training.errors import ConfigError
 from training.evaluation import (
     about,
@@ -34,19 +34,6 @@ from training.rivals import measure
 
 # Standard errors about a mean that hold it with 95 %.
 CERTAIN = 1.96
-# Share of MACs and accuracy of these networks as others measured them on CIFAR-10, by the name of
-# the backbone; not run here.
-PUBLISHED: dict[str, dict[str, list[tuple[float, float]]]] = {
-    "mcifarnet": {
-        "(174 MMACs): paper, by others": [(1.0, 0.9207), (1 / 3.56, 0.8493)],
-        "(174 MMACs): FBS": [(1.0, 0.9137), (1 / 3.93, 0.8988)],
-        "(174 MMACs): continuous actions": [(1 / 3.92, 0.9133)],
-    },
-    "vgg16": {
-        "(313 MMACs): static": [(1.0, 0.9396), (0.23, 0.9383), (0.19, 0.9286), (0.12, 0.9168)],
-        "(313 MMACs): FTWT": [(0.26, 0.9265)],
-    },
-}
 
 
 def compare(
@@ -103,6 +90,7 @@ def _ours(
     return {
         **about(bundle, source, images),
         "backbone": bundle.card.backbone.name,
+        "full_macs": bundle.card.table().full,
         "trained_with_seed": bundle.card.seed,
         "full": full.accuracy,
         "rows": [asdict(row) for row in rows],
@@ -210,68 +198,3 @@ def _differences(row: dict[str, Any], rivals: Sequence[str]) -> str:
         for name in rivals
     ]
     return f"| {row['budget']:g} | {' | '.join(cells)} |"
-
-
-def picture(report: dict[str, Any]) -> bytes:
-    """Accuracy against compute, ours and all rivals, as PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8.0, 5.2), layout="constrained")
-    shares = [100 * row["fraction"] for row in report["rows"]]
-    styles: dict[str, dict[str, Any]] = {
-        "ours": {"color": "#1f6feb", "marker": "o", "linewidth": 2.4, "zorder": 5},
-        "cascade": {"color": "#d9822b", "marker": "s"},
-        "cascade, calibrated": {"color": "#d9822b", "marker": "s", "linestyle": ":"},
-        "cascade of 3": {"color": "#b45309", "marker": "D", "linestyle": "--"},
-        "cascade of 3, calibrated": {"color": "#b45309", "marker": "D", "linestyle": ":"},
-        "fixed": {"color": "#2e7d32", "marker": "^"},
-        "uniform": {"color": "#6b7280", "marker": "v"},
-        "shuffled": {"color": "#1f6feb", "marker": "o", "linestyle": ":", "alpha": 0.6},
-    }
-    for name, style in styles.items():
-        if name in report["rows"][0]["accuracy"]:
-            values = [100 * row["accuracy"][name] for row in report["rows"]]
-            axes.plot(shares, values, label=name, markersize=5, **style)
-    axes.plot(100, 100 * report["full"], "D", color="black", label="full network")
-    for other in report["others"]:
-        points = [(100 * p["fraction"], 100 * p["accuracy"]) for p in other["points"][:-1]]
-        if points:
-            label = f"agent {other['form']}"
-            axes.plot(*zip(*points, strict=True), "+-", color="#8e44ad", label=label)
-    for number, method in enumerate(dict.fromkeys(n["method"] for n in report["static"])):
-        points = [
-            (100 * n["fraction"], 100 * n["accuracy"])
-            for n in report["static"]
-            if n["method"] == method
-        ]
-        label = f"static: {method}"
-        axes.plot(*zip(*points, strict=True), "P<>*"[number % 4], color="#b91c1c", label=label)
-    first = report["ours"][0]
-    known = PUBLISHED.get(first["backbone"], {}) if Path(first["data"]).name == "cifar10" else {}
-    for number, (name, points) in enumerate(known.items()):
-        xs, ys = ([100 * value for value in column] for column in zip(*points, strict=True))
-        label = f"published {name}"
-        axes.plot(xs, ys, "1234"[number], color="#111827", markersize=9, label=label)
-    # Random paths are not drawn: all others would lie on top of each other, so far are they below.
-    drawn = [
-        row["accuracy"][name]
-        for row in report["rows"]
-        for name in styles.keys() & row["accuracy"].keys()
-    ]
-    drawn += [point["accuracy"] for other in report["others"] for point in other["points"]]
-    drawn += [network["accuracy"] for network in report["static"]]
-    drawn += [right for points in known.values() for _, right in points]
-    axes.set_ylim(bottom=100 * min(drawn) - 2)
-    axes.set_xlabel("mean compute, % of the full network's MACs")
-    axes.set_ylabel("accuracy on test images, %")
-    axes.set_title(f"{report['ours'][0]['bundle']}: ours and its rivals at equal compute")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False, fontsize=8, ncols=2)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    plt.close(figure)
-    return buffer.getvalue()
