@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from service.app import create_app
+from service.settings import PREFIX, Settings
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -149,3 +152,24 @@ def test_service_runs_without_torch() -> None:
     # What imports fail on, imports nothing.
     code = "import sys; sys.modules['torch'] = None; import service.app, service.engines.onnx_graph"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_kubernetes_manifest_fits_the_service() -> None:
+    (text,) = re.findall(r"```yaml\n(spec:\n.*?)```", OPERATING, re.DOTALL)
+    pod = yaml.safe_load(text)["spec"]
+    (container,) = pod["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    assert environment.keys() <= known
+    waits = float(environment["RNP_LAME_DUCK_S"]) + Settings().drain_s
+    assert pod["terminationGracePeriodSeconds"] > waits
+    assert pod["enableServiceLinks"] is False
+    app = create_app(Settings())
+    routes = {route.path for route in app.routes}
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container[kind]["httpGet"]
+        assert probe["path"] in routes, kind
+        assert f"RNP_PORT={probe['port']}" in DOCKERFILE, kind
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts.keys() == {"/cache", "/tmp"}
+    assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
