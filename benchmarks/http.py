@@ -22,29 +22,25 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.load import report
 from benchmarks.load.arrivals import SHAPES, Phase, arrivals, poisson, within
-from benchmarks.load.aside import every
 from benchmarks.load.bench import Bench
-from benchmarks.load.generator import Plan, drive, driving
+from benchmarks.load.generator import drive
 from benchmarks.load.images import FORMATS, read_card, test_images
-from benchmarks.load.outcome import LATE, REFUSED, Outcome, over_time, percentiles
-from benchmarks.load.picture import Track, draw
-from benchmarks.load.server import Server, ServerError, service
+from benchmarks.load.outcome import LATE, REFUSED, Course, Outcome, over_time, percentiles
+from benchmarks.load.picture import draw
+from benchmarks.load.server import ServerError, service
 from training.config import Config
 
 FULL: dict[str, object] = {"mode": "fixed", "budget": 1}
 DEADLINE_LEVEL = 0.9
-# How often the budget in force is asked for, and how long a change of mode settles.
-ASK_S, SETTLE_S = 0.25, 1.0
+# How long a change of mode settles.
+SETTLE_S = 1.0
 POINTS = 120
 # What cannot be: at so many times capacity, such a share within the target at a fixed budget.
 NO_LOAD = (1.5, 0.9)
@@ -106,43 +102,23 @@ def fixed_vs_auto(bench: Bench) -> None:
         for round_ in range(flags.rounds):
             times = arrivals(phases, full, seed=round_)
             plan = bench.plan(times=times)
-            tracks: dict[str, Track] = {}
+            courses: dict[str, Course] = {}
             # Each goes first as often as the other, as the machine may change meanwhile.
             for mode, budget in modes[:: -1 if round_ % 2 else 1]:
                 if bench.put_budget("fixed-vs-auto", budget):
                     time.sleep(SETTLE_S)
-                    outcome, tracks[mode] = _tracked(bench, plan, seconds)
+                    outcome = drive(plan)
+                    bench.cost.add(outcome)
+                    step_s = max(seconds / POINTS, 0.5)
+                    courses[mode] = over_time(outcome, seconds, step_s, flags.target_ms)
                     _note_parts(bench, shape, mode, round_, phases, outcome)
             if flags.pictures and not round_:
                 flags.pictures.mkdir(parents=True, exist_ok=True)
-                title = f"{shape}: budget 1, and one that follows the load"
                 path = flags.pictures / f"load-{shape}.png"
-                draw(tracks, full, flags.target_ms, title, path)
+                title = f"{flags.bundle.name}, {shape}: budget 1, and one that follows the load"
+                draw(courses, full, flags.target_ms, title, path)
         _print_ratios(bench, shape)
     bench.put_budget("fixed-vs-auto", FULL)
-
-
-def _tracked(bench: Bench, plan: Plan, seconds: float) -> tuple[Outcome, Track]:
-    with driving(plan) as running, _asking(bench.server) as asked:
-        outcome = running.result()
-    bench.cost.add(outcome)
-    steps = over_time(outcome, seconds, max(seconds / POINTS, 0.5))
-    at = np.array([moment - outcome.start for moment, _ in asked])
-    return outcome, Track(*steps, at, np.array([budget for _, budget in asked]))
-
-
-@contextmanager
-def _asking(server: Server) -> Iterator[list[tuple[float, float]]]:
-    """The budget in force, with the clock when it was told, while the context lasts."""
-    found: list[tuple[float, float]] = []
-
-    def ask() -> None:
-        with suppress(OSError, HTTPException):
-            _, answer = server.ask("GET", "/budget")
-            found.append((time.perf_counter(), float(answer["budget"])))
-
-    with every(ASK_S, ask):
-        yield found
 
 
 def _note_parts(

@@ -144,17 +144,40 @@ def percentiles(values: Floats) -> tuple[float, ...]:
     return tuple(float(v) for v in np.percentile(values, PERCENTILES, method="inverted_cdf"))
 
 
-def over_time(
-    outcome: Outcome, seconds: float, step_s: float
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Middles of steps (s); in each, rates of what is due and of answers, p95 (ms) of the due."""
+@dataclass(frozen=True)
+class Course:
+    """A run over time, (T,) each.
+
+    Attributes:
+        seconds: middles of the steps.
+        offered, answered: a second, of requests that were due then, and of answers that came then.
+        p95_ms: of the answers to those due. within: share of those due that were answered within
+            the target. fraction: mean compute of their answers.
+    """
+
+    seconds: Floats
+    offered: Floats
+    answered: Floats
+    p95_ms: Floats
+    within: Floats
+    fraction: Floats
+
+
+def over_time(outcome: Outcome, seconds: float, step_s: float, target_ms: float) -> Course:
+    """A run in steps of `step_s`; what is not known of a step is NaN."""
     edges = np.arange(0, seconds + step_s / 2, step_s)
-    due, ok = outcome.columns["due"], outcome.ok
-    offered = np.histogram(due, edges)[0] / step_s
-    answered = np.histogram(outcome.columns["done"][ok], edges)[0] / step_s
-    place = np.digitize(due[ok], edges) - 1
-    p95 = [percentiles(outcome.latency_ms[ok][place == n])[2] for n in range(len(edges) - 1)]
-    return edges[:-1] + step_s / 2, offered, answered, np.array(p95)
+    due, ok, latency = outcome.columns["due"], outcome.ok, outcome.latency_ms
+    place = np.digitize(due, edges) - 1
+    steps = [place == number for number in range(len(edges) - 1)]
+    fraction = outcome.columns["fraction"]
+    return Course(
+        seconds=edges[:-1] + step_s / 2,
+        offered=np.histogram(due, edges)[0] / step_s,
+        answered=np.histogram(outcome.columns["done"][ok], edges)[0] / step_s,
+        p95_ms=np.array([percentiles(latency[step & ok])[2] for step in steps]),
+        within=np.array([_mean((ok & (latency <= target_ms))[step]) for step in steps]),
+        fraction=np.array([_mean(fraction[step & ok]) for step in steps]),
+    )
 
 
 def _mean(values: npt.NDArray[np.float64] | Mask) -> float:

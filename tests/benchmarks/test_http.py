@@ -60,11 +60,13 @@ def test_each_mode_goes_first_as_often_as_the_other(monkeypatch: pytest.MonkeyPa
         ),
         full=10.0,
         rows=[],
+        cost=SimpleNamespace(add=lambda outcome: None),
         plan=lambda times: None,
         put_budget=lambda scenario, budget: True,
     )
     monkeypatch.setattr(http, "SETTLE_S", 0)
-    monkeypatch.setattr(http, "_tracked", lambda *rest: (None, None))
+    monkeypatch.setattr(http, "drive", lambda plan: None)
+    monkeypatch.setattr(http, "over_time", lambda *rest: None)
     monkeypatch.setattr(
         http, "_note_parts", lambda bench, shape, mode, round_, *rest: asked.append((round_, mode))
     )

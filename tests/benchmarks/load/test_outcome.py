@@ -66,8 +66,10 @@ def test_lag_leaves_out_what_waited_for_a_connection() -> None:
 
 
 def test_over_time_has_a_value_for_each_step() -> None:
-    middles, offered, answered, p95 = over_time(RUN, seconds=6, step_s=2)
-    assert middles.tolist() == [1, 3, 5]
-    assert offered.tolist() == [1, 1, 1]
-    assert answered.tolist() == [0.5, 1, 0]
-    np.testing.assert_allclose(p95, [1000, 20, np.nan])
+    course = over_time(RUN, seconds=6, step_s=2, target_ms=50)
+    assert course.seconds.tolist() == [1, 3, 5]
+    assert course.offered.tolist() == [1, 1, 1]
+    assert course.answered.tolist() == [0.5, 1, 0]
+    assert course.within.tolist() == [0.5, 0.5, 0]
+    np.testing.assert_allclose(course.p95_ms, [1000, 20, np.nan])
+    np.testing.assert_allclose(course.fraction, [0.5, 0.2, np.nan])
