@@ -23,7 +23,7 @@ checked := -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(oldest)
 # ONNX Runtime reports to its makers unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help serve test check format train bench gpu-check gpu-train clean
+.PHONY: help serve setup test check format train bench gpu-check gpu-train clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,6 +31,8 @@ help:  ## this list
 
 serve: $(service)  ## the service on HOST:PORT (127.0.0.1:8000); RNP_… variables set the rest
 	@RNP_HOST=$(HOST) RNP_PORT=$(PORT) exec $(python) -m service
+
+setup: $(full)  ## PyTorch and all that training, tests and benchmarks need, into .venv
 
 test: $(full) $(VENV)/bin/prometheus  ## all tests; ARGS go to pytest
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(python) -m pytest $(ARGS)
@@ -74,7 +76,7 @@ $(service): $(inputs)
 	@$(install) --editable '.[cpu]'
 	@touch $@
 
-# torch comes first and by exact version: where a build of it is at hand, pip takes that one.
+# torch comes first and by exact version, so that nothing else chooses another one.
 $(full): $(service)
 	@echo "Adding torch, training and the development tools to $(VENV); this happens once."
 	@$(install) "$$(grep '^torch==' constraints.txt)"
