@@ -23,6 +23,8 @@ from training.findings import AtBudget, Corrupted, Decile, OfClass
 OURS, OTHER, FAINT, WRONG = "#1f6feb", "#6e7781", "#d0d7de", "#cf222e"
 WIDTH, DPI = 7.5, 120
 MOST_CLASSES = 40
+# Of images in a bin of confidence: how often few are right is chance.
+LEAST_SHARE = 0.005
 # Of images in a sheet, and the height of a row where an image is 1 wide.
 COLUMNS, ROW = 4, 1.32
 # What is logged of an agent that learns, and how it is called.
@@ -148,33 +150,38 @@ def of_corruption(
     """Compute and accuracy against strength, a column for each kind.
 
     Args:
-        samples: for each kind (S, n · S, 3) uint8, one image at each strength, side by side.
+        samples: for each kind (S, n · S, 3) uint8, one image at each strength, side by side; empty
+            to show none.
         names: of the kinds.
     """
-    figure = _figure(5.0, title)
+    heights = (0.46, 2, 2) if samples else (2, 2)
+    figure = _figure(0.8 + sum(heights), title)
     axes = figure.subplots(
-        3, len(names), sharex=True, sharey="row", height_ratios=(0.46, 2, 2), squeeze=False
+        len(heights), len(names), sharex=True, sharey="row", height_ratios=heights, squeeze=False
     )
     for column, (kind, name) in enumerate(names.items()):
         mine = [row for row in rows if row.kind == kind]
         strengths = [row.strength for row in mine]
-        sample, spent, right = axes[:, column]
-        sample.imshow(samples[kind], extent=(-0.5, len(mine) - 0.5, 0, 1), aspect="auto")
-        sample.set_axis_off()
-        sample.set_title(name)
+        *sample, spent, right = axes[:, column]
+        for strip in sample:
+            strip.imshow(samples[kind], extent=(-0.5, len(mine) - 0.5, 0, 1), aspect="auto")
+            strip.set_axis_off()
+        axes[0, column].set_title(name)
         compute, ours, full = _percent(
             [row.fraction for row in mine], [row.accuracy for row in mine], [r.full for r in mine]
         )
         spent.plot(strengths, compute, "o-", color=OURS)
-        right.plot(strengths, full, "o-", color=OTHER, label="full network")
-        right.plot(strengths, ours, "o-", color=OURS, label="ours")
+        right.plot(
+            strengths, full, "o-", color=OTHER, fillstyle="none", markersize=8, label="full network"
+        )
+        right.plot(strengths, ours, "o-", color=OURS, markersize=5, label="ours")
         right.set_xlabel("strength")
         right.set_xticks(strengths)
         _grid(spent, right)
-    axes[1, 0].set_ylabel("compute, %")
-    axes[1, 0].set_ylim(bottom=0)
-    axes[2, 0].set_ylabel("accuracy, %")
-    axes[2, 0].legend(loc="lower left")
+    axes[-2, 0].set_ylabel("compute, %")
+    axes[-2, 0].set_ylim(bottom=0)
+    axes[-1, 0].set_ylabel("accuracy, %")
+    axes[-1, 0].legend(loc="lower left")
     return _png(figure)
 
 
@@ -189,10 +196,9 @@ def of_reliability(budgets: Sequence[AtBudget], title: str) -> bytes:
         one.set_axis_off()
     for one, point in zip(axes.ravel(), budgets, strict=False):
         colour = OTHER if point.budget == 1 else OURS
-        shares = [b.share for b in point.bins]
-        confidence, right = _percent(
-            [b.confidence for b in point.bins], [b.accuracy for b in point.bins]
-        )
+        bins = [b for b in point.bins if b.share >= LEAST_SHARE]
+        shares = [b.share for b in bins]
+        confidence, right = _percent([b.confidence for b in bins], [b.accuracy for b in bins])
         one.plot([0, 100], [0, 100], color=FAINT, linewidth=1, zorder=0)
         one.vlines(confidence, confidence, right, color=colour, linewidth=0.8)
         one.scatter(confidence, right, 8 + 400 * np.array(shares), color=colour, linewidth=0)
@@ -216,6 +222,7 @@ def of_difficulty(deciles: Sequence[Decile], title: str) -> bytes:
     axes.bar(places + 0.2, wrong, 0.4, color=OTHER, label="full network wrong, % of images")
     axes.set_xticks(places)
     axes.set_xlabel("tenth of the test images, by the full network's loss (easiest to hardest)")
+    axes.axhline(100, color="black", linewidth=0.8, linestyle=":", label="the full network")
     axes.set_ylim(0, 1.02 * max(100, *spent))
     axes.legend(loc="upper left")
     _grid(axes)
