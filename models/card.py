@@ -65,6 +65,8 @@ class Card:
 
     Attributes:
         calibration: by falling penalty, so by rising fraction.
+        temperature: what logits are divided by before they become probabilities, so that held-out
+            images were right as often as their answers claimed (Guo et al., ICML 2017).
         test: by rising budget; empty until the bundle was evaluated.
         files: SHA-256 of each other file of the bundle.
     """
@@ -75,6 +77,7 @@ class Card:
     agent: AgentConfig
     preprocessing: Preprocessing
     calibration: tuple[CalibrationPoint, ...]
+    temperature: float = 1.0
     test: tuple[TestPoint, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -91,7 +94,7 @@ class Card:
         """The lowest budget that the agent can reach on average, rounded up to 4 digits."""
         return math.ceil(self.calibration[0].fraction * 1e4) / 1e4
 
-    @property
+    @cached_property
     def min_cap(self) -> float:
         """The lowest cap that can be kept, rounded up to 4 digits."""
         table = self.table()
@@ -106,9 +109,13 @@ class Card:
         that less than the full network would do.
         """
         *cheaper, _ = self.calibration
-        least = max(point.accuracy for point in self.calibration) - _ALIKE
-        enough = (point.fraction for point in cheaper if point.accuracy >= least)
-        return max(round(min(next(enough, 1.0), 1.0), 4), self.min_fraction)
+        reached = [point for point in cheaper if point.fraction < 1]
+        # No budget reaches what lies beyond 1; those below it are interpolated towards that.
+        points = [(point.fraction, point.accuracy) for point in self.calibration]
+        dearest = float(np.interp(1, *np.array(points).T))
+        least = max([dearest, *(point.accuracy for point in reached)]) - _ALIKE
+        enough = (point.fraction for point in reached if point.accuracy >= least)
+        return max(round(next(enough, 1.0), 4), self.min_fraction)
 
     def penalty(self, budget: float) -> float:
         """The penalty that spends `budget` of the full MACs on average; 0 at budget 1.
@@ -194,6 +201,9 @@ class Card:
             raise BundleError(
                 f"bundle card has {len(self.labels)} labels for {self.backbone.classes} classes"
             )
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
         points = self.calibration
         if not points:
             raise BundleError("bundle card has no calibration")
@@ -203,6 +213,8 @@ class Card:
             raise BundleError(
                 "bundle card's calibration or test points are not what can be measured"
             )
+        if not 0 < self.temperature < math.inf:
+            raise BundleError("bundle card's temperature is not a positive number")
         if any(point.penalty == 0 for point in points):
             raise BundleError("bundle card's calibration has the penalty 0, which asks no agent")
         for low, high in itertools.pairwise(points):

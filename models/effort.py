@@ -15,8 +15,10 @@ MOST_READS = 150_000
 # Files have one or a few. Of a JPEG's EXIF each part copies all before it, and some hundred bytes
 # of a PNG's compressed text or profile may inflate to a MiB.
 MOST_METADATA = 100
-# Progressive encoders write about ten.
-MOST_SCANS = 100
+# Progressive encoders write about ten. Of a large image fewer are read, as each visits all of its
+# pixels: as many as visit `MOST_VISITS` in all, but 20 of any.
+MOST_SCANS, ALWAYS_SCANS = 100, 20
+MOST_VISITS = 400_000_000
 MOST_SEGMENTS = 2_000
 # Pillow unpacks runs in Python, pixel by pixel where lines are cut short.
 MOST_RUN_PIXELS = 4_000_000
@@ -90,7 +92,7 @@ def stated_pixels(content: bytes) -> int | None:
     return ((both & most) + 1) * ((both >> apart & most) + 1)
 
 
-def check_scans(content: bytes, position: int) -> None:
+def check_scans(content: bytes, position: int, pixels: int) -> None:
     """Refuse a JPEG of too many scans, before they are decoded.
 
     Args:
@@ -98,10 +100,12 @@ def check_scans(content: bytes, position: int) -> None:
         position: of the first scan's data.
 
     Raises:
-        TooMuchEffort: it has more than `MOST_SCANS`, or more than `MOST_SEGMENTS` between them.
+        TooMuchEffort: it has more than so many pixels may have, or more than `MOST_SEGMENTS`
+            between them.
     """
+    most = min(max(MOST_VISITS // pixels, ALWAYS_SCANS), MOST_SCANS)
     # Nearly always there are too few markers, whatever they are; counting them takes microseconds.
-    if content.count(b"\xff", position) - content.count(b"\xff\x00", position) < MOST_SCANS:
+    if content.count(b"\xff", position) - content.count(b"\xff\x00", position) < most:
         return
     scans, segments = 1, 0
     while found := _MARKER.search(content, position):
@@ -112,9 +116,9 @@ def check_scans(content: bytes, position: int) -> None:
             return
         segments += 1
         scans += kind == _SCAN
-        if scans > MOST_SCANS or segments > MOST_SEGMENTS:
+        if scans > most or segments > MOST_SEGMENTS:
             raise TooMuchEffort(
-                f"it has more than {MOST_SCANS} scans, or {MOST_SEGMENTS} segments between them, "
+                f"it has more than {most} scans, or {MOST_SEGMENTS} segments between them, "
                 "which are the limits"
             )
         position += int.from_bytes(content[position : position + 2])

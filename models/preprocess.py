@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,11 @@ ALLOWED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
 
 # Where a PNG's header has its bits per channel.
 _PNG_DEPTH = 24
+# What ends a JPEG's scan: a marker that is none of the restarts within.
+_SCAN_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_END = b"\xff\xd9"
+# Of a JPEG's pixels so many count at least, as all that was compressed is read at any size.
+_LEAST_COUNTED = 1 / 4
 
 
 class ImageError(ValueError):
@@ -169,7 +175,7 @@ def decode(
         content: the whole file; its format is read from its first bytes.
         max_pixels: the most pixels (width × height) the header may state.
         least: what is needed of the shorter side; 0 reads all there is.
-        count: told the pixels of the header before they are decoded; it may raise `TooManyPixels`.
+        count: told what `_draft` says, before anything is decoded; it may raise `TooManyPixels`.
 
     Raises:
         NotAnImage: empty, no image, truncated or broken.
@@ -189,15 +195,16 @@ def decode(
         raise
     except Exception as error:  # Pillow's readers raise whatever a broken header makes them
         raise NotAnImage(f"the image's header cannot be read: {error}") from error
-    _check_pixels(image, max_pixels, count)
+    _check_pixels(image, max_pixels)
     try:
         _check_effort(image, content, file.tell())
-        if least:
-            image.draft(None, (least, least))  # only a JPEG heeds it
+        pixels = _draft(image, least, content, file.tell())
+        if count is not None:
+            count(pixels)
         image.load()
     except TooMuchEffort as error:
         raise _too_complex(error) from error
-    except MemoryError:
+    except (MemoryError, TooManyPixels):
         raise
     except Exception as error:  # and so do its decoders
         raise NotAnImage(f"the image is truncated or broken: {error}") from error
@@ -215,22 +222,40 @@ def _scale_key(image: Image.Image, depth: int) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _check_pixels(image: Image.Image, max_pixels: int, count: Count | None) -> None:
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise TooManyPixels(
             f"the image has {width} × {height} = {width * height} pixels, "
             f"the limit is {max_pixels}: send a smaller one"
         )
-    if count is not None:
-        count(width * height)
+
+
+def _draft(image: ImageFile.ImageFile, least: int, content: bytes, position: int) -> int:
+    """Let a JPEG be read smaller, and say how many pixels reading an image takes the time of.
+
+    Of a JPEG of several scans these are all that its header states, as each scan visits them all.
+
+    Args:
+        least: see `decode`.
+        position: of a JPEG's first scan's data.
+    """
+    width, height = image.size
+    if least:
+        image.draft(None, (least, least))  # only a JPEG heeds it
+    if image.size == (width, height):
+        return width * height
+    end = _SCAN_END.search(content, position)
+    if end is None or end[0] != _JPEG_END:
+        return width * height
+    return max(image.size[0] * image.size[1], round(_LEAST_COUNTED * width * height))
 
 
 def _check_effort(image: ImageFile.ImageFile, content: bytes, position: int) -> None:
     """Refuse what would keep a decoder busy for long, but for few bytes or pixels."""
     pixels = image.size[0] * image.size[1]
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        check_scans(content, position)
+        check_scans(content, position, pixels)
     elif image.tile and image.tile[0].codec_name == "bmp_rle" and pixels > MOST_RUN_PIXELS:
         raise TooMuchEffort(f"it has {pixels} pixels in runs, the limit is {MOST_RUN_PIXELS}")
 

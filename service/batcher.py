@@ -52,7 +52,7 @@ class Answer:
 
     Attributes:
         logits: (classes,) float32.
-        probabilities: (classes,) float64.
+        probabilities: (classes,) float64, calibrated.
         ranking: (classes,) int64, most probable first.
         widths: (L,) int64, groups computed per layer.
         macs: multiply–accumulates computed, the agent included.
@@ -105,6 +105,7 @@ class Batcher:
         max_batch: the most images of a batch; where so many wait, none waits for more.
         max_wait_s: how long the first image of a batch waits for more, if none hurries.
         max_queue: the most images that may hold a place before their batch begins.
+        temperature: of the probabilities, see `models.card.Card`.
         stack: makes a batch of images, which may take its memory again for the next one.
         on_batch: told the size of each batch and the seconds it took.
     """
@@ -117,6 +118,7 @@ class Batcher:
         max_batch: int,
         max_wait_s: float,
         max_queue: int,
+        temperature: float = 1.0,
         stack: Callable[[Sequence[Image]], Floats] = np.stack,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
@@ -124,6 +126,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
         self._max_queue = max_queue
+        self._temperature = temperature
         self._stack = stack
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
@@ -264,7 +267,8 @@ class Batcher:
             finished = time.perf_counter()
             seconds = finished - started
             # Here for all at once: on the event loop, each call waits for the other threads.
-            shares, order = probabilities(result.logits), rankings(result.logits)
+            shares = probabilities(result.logits, self._temperature)
+            order = rankings(result.logits)
             answers = [
                 Answer(
                     logits=result.logits[row],

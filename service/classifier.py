@@ -141,13 +141,16 @@ async def _answer_one(
     service.metrics.queue_seconds.observe(answer.queue_s)
     metrics.observe(answer, way.decode_s)
     now = time.perf_counter()
-    call.model.planner.answered(way.decode_s, now - answer.finished, now - asked.since)
+    # What a batch decodes is part of its own time.
+    before_s = 0.0 if way.in_batch else way.decode_s
+    call.model.planner.answered(before_s, now - answer.finished, now - asked.since)
     note_image(
         call.model.card.name,
         answer.limits.budget,
         macs=answer.macs,
         full_macs=call.model.table.full,
         decode_s=way.decode_s,
+        in_batch=way.in_batch,
         queue_s=answer.queue_s,
         inference_s=answer.inference_s,
     )
@@ -187,16 +190,18 @@ class _Way:
     Attributes:
         answer: settled by the service's mailbox; to cancel it ends the way before its decoding.
         decode_s: seconds that decoding took, 0 if there was none.
+        in_batch: it is decoded after the queue, in the engine's thread.
     """
 
     def __init__(self, service: Service, places: Reservation, read: _Read) -> None:
         self._service, self._places, self._read = service, places, read
         self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.decode_s = 0.0
+        self.decode_s, self.in_batch = 0.0, False
 
     def begin(self, image: bytes | Floats) -> None:
         """Set out with an image file, or a (3, H, W) preprocessed array."""
         if isinstance(image, bytes) and self._service.decodes_in_batch(image):
+            self.in_batch = True
             self._places.submit(partial(self._made, image), self._tell)
         elif isinstance(image, bytes):
             self._service.decoders.post(partial(self._decode, image, time.perf_counter()))

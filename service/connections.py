@@ -26,7 +26,7 @@ from service.metrics import Metrics
 from service.middleware import request_id
 from service.presence import Presence
 from service.settings import Settings, listed
-from service.wire import TURNED_AWAY, Way, answer, head_without_offer
+from service.wire import TURNED_AWAY, Timer, Way, answer, head_without_offer
 
 # How long a client that was answered before it had sent all is heard out, and how many such there
 # may be: beyond them the one that was answered first is cut off.
@@ -97,9 +97,8 @@ class Connection(HttpToolsProtocol):
         self._settings, self._metrics = config.settings, config.metrics
         self._door = config.door
         self._waiting, self._lingering = config.waiting, config.lingering
-        self._timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
-        self._in_headers = True
+        self._timer, self._send_timer = Timer(self.loop), Timer(self.loop)
+        self._in_headers = False
         self._offered = False
         # Nothing is heard any more, as what came after a request was no HTTP.
         self._deaf = False
@@ -130,8 +129,8 @@ class Connection(HttpToolsProtocol):
         """Forget it."""
         self._waiting.pop(self, None)
         self._lingering.pop(self, None)
-        self._stop_timer()
-        self._stop_send_timer()
+        self._timer.stop()
+        self._send_timer.stop()
         self._give_up()
         super().connection_lost(exc)
 
@@ -159,11 +158,12 @@ class Connection(HttpToolsProtocol):
             return
         if self._overhead_bytes > self._settings.max_header_bytes:
             self._refuse(self._too_large())
-        elif self._timer is None and (self._in_headers or self._idle):
+        elif self._in_headers or self._idle:
             self._start_timer()
 
     def on_message_begin(self) -> None:
         """Called at the first byte of a request."""
+        self._unset_keepalive_if_required()  # as a body before it may have ended just now
         self._in_headers = True
         super().on_message_begin()
 
@@ -181,7 +181,7 @@ class Connection(HttpToolsProtocol):
             self._offered = True
             return
         self._in_headers, self._overhead_bytes = False, 0
-        self._stop_timer()
+        self._timer.stop()
         if full := self._refusal_at_door():
             self._turn_away(full)
         else:
@@ -198,7 +198,9 @@ class Connection(HttpToolsProtocol):
             return
         self._overhead_bytes = 0
         self._presence.whole = True
-        if not self._idle:  # as it is if the answer came before the end
+        if self._idle:
+            self._rest()
+        else:
             self._waiting.pop(self, None)
         super().on_message_complete()
 
@@ -212,13 +214,12 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client does not take its answer: give it some time."""
         super().pause_writing()
-        if self._send_timer is None:
-            timeout_s = self._settings.send_timeout_s
-            self._send_timer = self.loop.call_later(timeout_s, self.transport.abort)
+        if not self._send_timer.runs:
+            self._send_timer.start(self._settings.send_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The client goes on."""
-        self._stop_send_timer()
+        self._send_timer.stop()
         super().resume_writing()
 
     @property
@@ -235,6 +236,14 @@ class Connection(HttpToolsProtocol):
         if not self._of_sibling:
             self._waiting[self] = None
             self._waiting.move_to_end(self)
+
+    def _rest(self) -> None:
+        """A body has ended after its answer: as after others, the connection may be idle."""
+        self._timer.stop()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _parse(self, data: bytes) -> None:
         while True:
@@ -267,10 +276,9 @@ class Connection(HttpToolsProtocol):
         self._wait()
 
     def _headers_late(self) -> None:
-        self._timer = None
         if not self._idle:  # the next request can wait for the answer to this one
             self._start_timer()
-        elif self._in_headers and self._overhead_bytes:
+        elif self._in_headers:
             limit_s = self._settings.header_timeout_s
             sentence = f"the headers were not complete after {limit_s:g} s: send them faster"
             self._refuse(HeadersTooSlow(sentence))
@@ -295,7 +303,7 @@ class Connection(HttpToolsProtocol):
         if running and not running.response_complete and self._owed(running):
             self._deaf, running.keep_alive = True, False
             self.pipeline.clear()
-            self._stop_timer()
+            self._timer.stop()
         else:
             self._write(error, given, (b"connection", b"close"))
             self._linger()
@@ -325,7 +333,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._give_up()
-        self._stop_timer()
+        self._timer.stop()
         self._waiting.pop(self, None)
         if len(self._lingering) >= _MOST_LINGERING:
             first, _ = self._lingering.popitem(last=False)
@@ -333,17 +341,9 @@ class Connection(HttpToolsProtocol):
         self._lingering[self] = None
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+        self._timer.start(_LINGER_S, self.transport.close)
 
     def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self._settings.header_timeout_s, self._headers_late)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _stop_send_timer(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
+        """Bound the time for headers, unless it or uvicorn's for idle connections runs already."""
+        if not self._timer.runs and self.timeout_keep_alive_task is None:
+            self._timer.start(self._settings.header_timeout_s, self._headers_late)

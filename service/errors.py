@@ -8,7 +8,7 @@ ServiceError
 ├── MethodNotAllowed                                  405
 ├── BodyTooSlow, HeadersTooSlow                       408
 ├── DefaultModel                                      409
-├── BodyTooLarge, TooManyPixels, TooManyParts         413
+├── BodyTooLarge, TooManyPixels, TooComplex, TooManyParts  413
 ├── FormatNotAllowed                                  415
 ├── BadParameter                                      422
 │   ├── UnknownModel (UnknownPath 404), MissingPart

@@ -29,7 +29,8 @@ class Estimate:
     """Seconds of batches on this machine, as far as they are known; safe to ask from any thread.
 
     Attributes:
-        decode: seconds that an image's decoding takes.
+        factor: times longer than the fitted parts say that batches take.
+        decode: seconds that an image's decoding takes before it is queued.
         after: seconds from the end of a batch until its answers are on their way.
     """
 
@@ -43,7 +44,7 @@ class Estimate:
         costs = self._costs
         self._first = self._parts = np.zeros(3)
         self._table, self._seen = np.zeros((3, 3)), np.zeros((3, 4))
-        self._factor = Typical(None if costs is None else 1.0)
+        self.factor = Typical(1.0)
         # How much slower the machine is than the table says.
         self._slower = Typical(1.0)
         self.decode, self.after = Typical(), Typical()
@@ -59,12 +60,12 @@ class Estimate:
             deviations: how many mean deviations to allow for, beyond the mean.
         """
         compute, row, _ = self._parts
-        seconds: Floats = self._factor.high(deviations) * (row + compute * shares)
+        seconds: Floats = self.factor.high(deviations) * (row + compute * shares)
         return seconds
 
     def batch(self, deviations: float = 0) -> float:
         """Seconds that a batch takes beyond its rows."""
-        return float(self._factor.high(deviations) * self._parts[2])
+        return float(self.factor.high(deviations) * self._parts[2])
 
     def learn(self, shares: Floats, seconds: float) -> None:
         """See a batch whose rows took these shares (N,) of the full MACs."""
@@ -72,7 +73,7 @@ class Estimate:
         if not self._parts.any():
             self._start(np.array([batch / seconds]))
         expected = float(batch[:3] @ self._parts)
-        self._factor.add(min(seconds / expected, _DISTURBED))
+        self.factor.add(min(seconds / expected, _DISTURBED))
         batch[3] = min(seconds, _DISTURBED * expected)
         self._slower.add(batch[3] / float(batch[:3] @ self._first))
         # Relative errors count, or the largest batches would decide alone.

@@ -40,11 +40,12 @@ class Governor:
         self._model, self._best = model, best
         self.value = 1.0
         self._at = -math.inf
-        self._aim = _AIM[1]
+        self._aim, self._target_s = _AIM[1], 0.0
         self._logged, self._logged_at = best, -math.inf
 
     def aim_s(self, auto: Auto) -> float:
         """Seconds to plan for: less than the target, and less still where it was missed."""
+        self._turn_to(auto)
         return self._aim * auto.target_s
 
     def follow(self, auto: Auto, allowed: float, now: float) -> float:
@@ -69,9 +70,15 @@ class Governor:
 
     def answered(self, auto: Auto, seconds: float) -> None:
         """See how long a request took, and aim lower if too many are late."""
+        self._turn_to(auto)
         late = seconds > auto.target_s
         self._aim *= math.exp(_AIM_STEP * (_LATE - late))
         self._aim = min(max(self._aim, _AIM[0]), _AIM[1])
+
+    def _turn_to(self, auto: Auto) -> None:
+        """What was learnt of one target says nothing of another."""
+        if auto.target_s != self._target_s:
+            self._aim, self._target_s = _AIM[1], auto.target_s
 
     def _in_force(self, auto: Auto) -> float:
         return min(max(self.value, auto.floor), auto.at_rest(self._best))

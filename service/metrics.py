@@ -6,6 +6,7 @@ failed, those to the routes that classify.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +19,9 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Metric,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.parser import text_string_to_metric_families
 
 from models.card import Card
 from models.compute import FLOPS_PER_MAC
@@ -45,6 +44,10 @@ _ERRORS = sorted(
         if isinstance(kind, type) and issubclass(kind, errors.ServiceError)
     }
 )
+
+# What begins a family in the text format, and the lines of its samples with labels and without.
+_HEAD = re.compile(rb"^(# HELP .*\n# TYPE .*\n)", re.MULTILINE)
+_LABELLED, _PLAIN = (re.compile(rb"^(\w+)" + end, re.MULTILINE) for end in (rb"\{", b" "))
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
@@ -135,17 +138,6 @@ class ModelMetrics:
             self._widths -= counted
         for groups, widths in zip(self._groups, counted.tolist(), strict=True):
             groups.inc(widths)
-
-
-class _Collected(CollectorRegistry):
-    """Series that were collected before."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        super().__init__()
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
 
 
 class Metrics:
@@ -241,14 +233,18 @@ class Metrics:
 
 
 def joined(texts: Mapping[int, bytes]) -> bytes:
-    """The series of several processes, told apart by the label `process`."""
-    families: dict[str, Metric] = {}
+    """The series of several processes, told apart by the label `process`.
+
+    All are written by `Metrics.text`, so that nothing need be parsed, which takes far longer.
+
+    Args:
+        texts: by the process.
+    """
+    families: dict[bytes, bytes] = {}
     for index, text in sorted(texts.items()):
-        for found in text_string_to_metric_families(text.decode()):
-            family = families.setdefault(
-                found.name, Metric(found.name, found.documentation, found.type)
-            )
-            for sample in found.samples:
-                labels = {**sample.labels, "process": str(index)}
-                family.samples.append(sample._replace(labels=labels))
-    return generate_latest(_Collected(families.values()))
+        text = _LABELLED.sub(rb'\1{process="%d",' % index, text)
+        text = _PLAIN.sub(rb'\1{process="%d"} ' % index, text)
+        _, *parts = _HEAD.split(text)
+        for head, samples in zip(parts[::2], parts[1::2], strict=True):
+            families[head] = families.get(head, b"") + samples
+    return b"".join(head + samples for head, samples in families.items())

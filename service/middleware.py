@@ -18,6 +18,7 @@ from service.logs import REQUEST_ID
 from service.metrics import Metrics
 from service.notes import NOTES, Notes
 from service.routes.errors import refused
+from service.siblings import from_sibling
 
 _ID_NAME = b"x-request-id"
 
@@ -90,8 +91,10 @@ class Observer:
 
     def _observe(self, scope: Scope, notes: Notes, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", _OTHER)
-        self._requests(route, status).inc()
-        self._seconds(route).observe(seconds)
+        # What another process passes on or asks for is counted there.
+        if not from_sibling(scope):
+            self._requests(route, status).inc()
+            self._seconds(route).observe(seconds)
         logger.log(
             logging.DEBUG if route in QUIET else logging.INFO,
             "request",

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ImageNote:
-    """One classified image: seconds of its stages, the last of which ended at `ended_ns`."""
+    """One classified image: seconds of its stages, the last of which ended at `ended_ns`.
+
+    Attributes:
+        in_batch: it was decoded after the queue, not before.
+    """
 
     ended_ns: int
     decode_s: float
+    in_batch: bool
     queue_s: float
     inference_s: float
     macs: int
@@ -55,6 +60,7 @@ def note_image(
     macs: int,
     full_macs: int,
     decode_s: float,
+    in_batch: bool,
     queue_s: float,
     inference_s: float,
 ) -> None:
@@ -62,8 +68,9 @@ def note_image(
     if notes := NOTES.get():
         notes.model, notes.budget = model, budget
         fraction = macs / full_macs
-        image = ImageNote(time.time_ns(), decode_s, queue_s, inference_s, macs, fraction)
-        notes.images.append(image)
+        notes.images.append(
+            ImageNote(time.time_ns(), decode_s, in_batch, queue_s, inference_s, macs, fraction)
+        )
 
 
 def note_asked(images: int) -> None:

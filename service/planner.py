@@ -40,6 +40,9 @@ _LATE_TURN = 2
 _STALE_S = 1.0
 # Mean deviations to allow for: where an answer that is late is none, and where it is merely late.
 _HARD, _SOFT = 4.0, 1.0
+# A deadline this many times as far off as the target, or as the end of all that waits, does not
+# press yet.
+_FAR = 4.0
 
 
 class Planner:
@@ -91,7 +94,7 @@ class Planner:
             seconds = self.estimate.batch() + np.cumsum(self.estimate.rows(shares))
             count = self._worth(len(waiting), seconds)
             return Planned(limits[:count], float(seconds[count - 1]))
-        if isinstance(mode, Auto) and all(asked.due == math.inf for asked in waiting):
+        if isinstance(mode, Auto) and not self._presses(waiting, mode, now):
             late = self._late(waiting, mode, now)
             if late.any():
                 return self._plan_behind(waiting, mode, late, now)
@@ -133,7 +136,13 @@ class Planner:
                 self.correction.learn(limit.budget, fraction)
 
     def answered(self, decode_s: float, after_s: float, total_s: float) -> None:
-        """See an answer leave: what it took before, after and since its request had come."""
+        """See an answer leave.
+
+        Args:
+            decode_s: seconds that it was decoded for before it was queued, 0 if it was not.
+            after_s: seconds since its batch ended.
+            total_s: seconds since its request had come.
+        """
         self._news = time.perf_counter()
         if decode_s:
             self.estimate.decode.add(decode_s)
@@ -158,6 +167,14 @@ class Planner:
         self.estimate.forget()
         return True
 
+    def _presses(self, waiting: Sequence[Asked], mode: Auto, now: float) -> bool:
+        """Whether a deadline is so near that all must be served in their order."""
+        first_due = min(asked.due for asked in waiting)
+        if first_due == math.inf:
+            return False
+        needed_s = self._needed_s(np.full(len(waiting), self._least))
+        return first_due < now + _FAR * max(mode.target_s, needed_s)
+
     def _plan_behind(
         self, waiting: Sequence[Asked], mode: Auto, late: npt.NDArray[np.bool_], now: float
     ) -> Planned:
@@ -180,14 +197,16 @@ class Planner:
 
     def _plan_in_time(self, waiting: Sequence[Asked], mode: Fixed | Auto, now: float) -> Planned:
         hard = np.array([asked.due for asked in waiting]) - self.estimate.after.high(_HARD)
-        margin = _HARD if np.isfinite(hard).any() else _SOFT
-        due = np.minimum(hard, self._soft_dues(waiting, mode))
         low, high = np.array(_of_each(waiting, lambda asked: self._range(asked, mode))).T
         shares = np.clip(self._levels[:, None], low, high)
-        rows, batch = self.estimate.rows(shares, margin), self.estimate.batch(margin)
-        hopeless, cheapest = _hopeless(now + batch, rows[0], hard)
+        rows, batch = self.estimate.rows(shares, _SOFT), self.estimate.batch(_SOFT)
+        # All is reckoned as where late is merely late. By as much as more is to be allowed for
+        # elsewhere, the time until then is taken to be shorter.
+        more = self.estimate.factor.high(_HARD) / self.estimate.factor.high(_SOFT)
+        hopeless, cheapest = _hopeless(now + more * batch, more * rows[0], hard)
         if hopeless.all() and self._forgets(now):
             return self._plan_in_time(waiting, mode, now)
+        due = np.minimum(now + (hard - now) / more, self._soft_dues(waiting, mode))
         rows[:, hopeless], due[hopeless] = 0, math.inf
         batches = np.arange(len(waiting)) // self._max_batch + 1
         ends = now + np.cumsum(rows, axis=1) + batches * batch
@@ -197,7 +216,7 @@ class Planner:
             # Below the floor are only those who say so themselves, and want to be in time.
             level = min(level, self.governor.follow(mode, level, now))
         taken = np.where(hopeless, 0, np.clip(level, low, high))
-        seconds = batch + np.cumsum(self.estimate.rows(taken, margin) * ~hopeless)
+        seconds = batch + np.cumsum(self.estimate.rows(taken, _SOFT) * ~hopeless)
         count = self._count(now + seconds, due, self._worth(len(waiting), seconds))
         first = waiting[:count]
         limits = _of_each(first, lambda asked: self._limits(asked, mode, level))

@@ -8,9 +8,10 @@ import numpy.typing as npt
 from models.preprocess import Floats
 
 
-def probabilities(logits: Floats) -> npt.NDArray[np.float64]:
-    """Softmax of each image's logits: (N, C) to (N, C)."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+def probabilities(logits: Floats, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """Softmax of each image's logits over a temperature: (N, C) to (N, C)."""
+    values = logits.astype(np.float64)
+    powers = np.exp((values - values.max(axis=1, keepdims=True)) / temperature)
     shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return shares
 

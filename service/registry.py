@@ -64,8 +64,6 @@ class ServedModel:
     card: Card
     digest: str
     table: MacTable
-    min_fraction: float
-    min_cap: float
     engine: Engine
     planner: Planner
     batcher: Batcher
@@ -94,10 +92,10 @@ class ServedModel:
             BudgetTooLow, CapTooLow: below what the bundle can reach.
         """
         if budget is not None:
-            check_budget(self.card.name, budget, self.min_fraction)
-        if cap is not None and cap < self.min_cap:
+            check_budget(self.card, budget)
+        if cap is not None and cap < self.card.min_cap:
             raise CapTooLow(
-                f"cap is {cap}: the cheapest path of {self.card.name} takes {self.min_cap}, "
+                f"cap is {cap}: the cheapest path of {self.card.name} takes {self.card.min_cap}, "
                 "ask for no less"
             )
 
@@ -107,15 +105,15 @@ class ServedModel:
         return self.planner.in_force(idle=not self.batcher.depth)
 
 
-def check_budget(model: str, budget: float, min_fraction: float, name: str = "budget") -> None:
+def check_budget(card: Card, budget: float, name: str = "budget") -> None:
     """Refuse a budget that a model cannot reach.
 
     Raises:
-        BudgetTooLow: the budget is below `min_fraction`.
+        BudgetTooLow: the budget is below its `min_fraction`.
     """
-    if budget < min_fraction:
+    if budget < card.min_fraction:
         raise BudgetTooLow(
-            f"{name} is {budget}: {model} can reach no less than {min_fraction}, "
+            f"{name} is {budget}: {card.name} can reach no less than {card.min_fraction}, "
             "ask for at least that"
         )
 
@@ -143,6 +141,7 @@ def serve_bundle(
         max_batch=settings.max_batch,
         max_wait_s=settings.max_wait_ms / 1e3,
         max_queue=settings.max_queue,
+        temperature=card.temperature,
         stack=Rows(card.preprocessing),
         on_batch=metrics.observe_batch,
     )
@@ -150,8 +149,6 @@ def serve_bundle(
         card,
         bundle.digest,
         card.table(),
-        card.min_fraction,
-        card.min_cap,
         engine,
         planner,
         batcher,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, MutableSequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,14 @@ class Reply:
     sibling: int
     status: int
     body: bytes
+
+    def said(self, field: str) -> str:
+        """A field of the JSON that it said, or all of it if it has none."""
+        text = self.body.decode(errors="replace")
+        try:
+            return str(json.loads(text)[field])
+        except (ValueError, LookupError, TypeError):
+            return text
 
 
 @dataclass(frozen=True)

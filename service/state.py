@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
 
@@ -23,13 +23,15 @@ from service.mailbox import Mailbox
 from service.metrics import Metrics
 from service.registry import ServedModel, read_bundles
 from service.settings import Settings, SettingsError
-from service.siblings import Reply, Siblings
+from service.siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
-# Bytes and pixels of a file that is decoded about as fast as it is handed over. Bytes alone would
-# not do: some tens of them can state any number of pixels.
-SMALL_FILE, SMALL_IMAGE = 2**16, 10**6
+# Bytes, pixels and scans of a file that is decoded about as fast as it is handed over, or at worst
+# in some milliseconds. Bytes alone would not do: some tens of them can state any number of pixels.
+# Each scan of a JPEG visits them all; progressive ones have about ten.
+SMALL_FILE, SMALL_IMAGE, FEW_SCANS = 2**16, 2**17, 12
+_SCAN = b"\xff\xda"
 
 
 class Service:
@@ -37,8 +39,8 @@ class Service:
 
     Attributes:
         phase: `leaving` says that others should be asked, while whoever asks is still answered.
-        asking: what the other processes are being asked, by path: whoever wants to know the same
-            meanwhile waits for the same answer, so that one thread at most waits for them.
+        asking: what is being made of what the other processes are asked, by path: whoever wants
+            to know the same meanwhile waits for the same, so that one thread at most does it.
 
     Args:
         settings: read once.
@@ -70,7 +72,7 @@ class Service:
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        self.asking: dict[str, asyncio.Task[list[Reply]]] = {}
+        self.asking: dict[str, asyncio.Task[Any]] = {}
         self._starting: asyncio.Task[None] | None = None
 
     def decodes_in_batch(self, content: bytes) -> bool:
@@ -79,6 +81,8 @@ class Service:
         A process that has one core gains nothing by another thread, and saves the change to it.
         """
         if not self.settings.decode_in_batch or len(content) > SMALL_FILE:
+            return False
+        if content.count(_SCAN) > FEW_SCANS:
             return False
         pixels = stated_pixels(content)
         return pixels is not None and pixels <= SMALL_IMAGE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,8 @@ _PATH = "/v1/traces"
 class Tracer:
     """Makes the spans of requests and sends them, in batches and from a thread of its own.
 
-    What OpenTelemetry's own variables set, such as OTEL_SERVICE_NAME or OTEL_TRACES_SAMPLER, holds.
+    What OpenTelemetry's own variables set, such as OTEL_RESOURCE_ATTRIBUTES or OTEL_TRACES_SAMPLER,
+    holds.
 
     Args:
         endpoint: URL of the collector, to which `/v1/traces` is added unless it ends so.
@@ -35,7 +35,7 @@ class Tracer:
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation import tracecontext
@@ -47,8 +47,9 @@ class Tracer:
         if not endpoint.startswith(("http://", "https://")):
             raise SettingsError(f"RNP_OTLP_ENDPOINT is {endpoint!r}: it must be an http(s) URL")
         self._trace, self._propagator = trace, tracecontext.TraceContextTextMapPropagator()
-        name = os.environ.get("OTEL_SERVICE_NAME", _NAME)
-        resource = Resource.create({"service.name": name})
+        # What is given here would win over the variables, so they are read once more.
+        named = Resource.create({"service.name": _NAME})
+        resource = named.merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         url = endpoint.rstrip("/").removesuffix(_PATH) + _PATH
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
@@ -107,12 +108,10 @@ class Tracer:
         context = self._trace.set_span_in_context(span)
         ended = image.ended_ns
         cost = about | {"rnp.fraction": image.fraction, "rnp.macs": image.macs}
-        stages = (
-            ("inference", image.inference_s, cost),
-            ("queue", image.queue_s, about),
-            ("decode", image.decode_s, about),
-        )
-        for name, seconds, attributes in stages:
+        before = [("queue", image.queue_s, about), ("decode", image.decode_s, about)]
+        if image.in_batch:
+            before.reverse()
+        for name, seconds, attributes in (("inference", image.inference_s, cost), *before):
             began = ended - int(seconds * 1e9)
             if seconds:  # an image that came preprocessed is not decoded
                 child = self._tracer.start_span(

@@ -1,4 +1,4 @@
-"""What a connection writes, or reads again, without uvicorn."""
+"""What a connection writes, reads again, or waits for, without uvicorn."""
 
 from __future__ import annotations
 
@@ -26,6 +26,34 @@ class _TurnedAway:
 
 
 TURNED_AWAY: Any = _TurnedAway()
+
+
+class Timer:
+    """Does something later, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and neither stopped nor due since."""
+        return self._handle is not None
+
+    def start(self, seconds: float, do: Callable[[], object]) -> None:
+        """Start it anew."""
+        self.stop()
+        self._handle = self._loop.call_later(seconds, self._due, do)
+
+    def stop(self) -> None:
+        """Do it not."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _due(self, do: Callable[[], object]) -> None:
+        self._handle = None
+        do()
 
 
 def answer(error: ServiceError, target: bytes, *headers: tuple[bytes, bytes]) -> bytes:

@@ -57,8 +57,8 @@ def model_config(model: ServedModel, max_images: int) -> Json:
         "resize": card.preprocessing.resize,
         "mean": list(card.preprocessing.mean),
         "std": list(card.preprocessing.std),
-        "min_budget": model.min_fraction,
-        "min_cap": model.min_cap,
+        "min_budget": card.min_fraction,
+        "min_cap": card.min_cap,
     }
     return {
         "name": card.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, NotAnImage
+from service.errors import BodyTooLarge, ClientGone
 from service.inflight import Holding
 
 
@@ -18,7 +18,7 @@ async def read_body(request: Request, max_bytes: int, held: Holding | None = Non
     Raises:
         TooBusy: the requests in flight hold too much.
         BodyTooLarge: it has more than `max_bytes`.
-        NotAnImage: the client hung up before its end.
+        ClientGone: the client hung up before its end.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
@@ -32,7 +32,7 @@ async def read_body(request: Request, max_bytes: int, held: Holding | None = Non
                 held.add(len(chunk))
             body += chunk
     except ClientDisconnect as error:
-        raise NotAnImage("the body was cut off: send all of it") from error
+        raise ClientGone("the client hung up before the end of its body") from error
     return bytes(body)
 
 

@@ -42,12 +42,12 @@ async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | Fo
     it is no more often right. A budget that a request names is then an upper bound.
     """
     service.check_ready()
-    model = service.model(None)
+    card = service.model(None).card
     if isinstance(wanted, FixedBudget):
-        check_budget(model.card.name, wanted.budget, model.min_fraction)
+        check_budget(card, wanted.budget)
         service.budget.mode = Fixed(wanted.budget)
     else:
-        check_budget(model.card.name, wanted.floor, model.min_fraction, "floor")
+        check_budget(card, wanted.floor, "floor")
         service.budget.mode = Auto(wanted.target_p95_ms / 1e3, wanted.floor, wanted.ceiling)
     logger.info("budget set", extra=wanted.model_dump())
     return _shown(service)

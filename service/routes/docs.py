@@ -18,7 +18,7 @@ _STATIC = Path(__file__).parents[1] / "static"
 
 @router.get("/")
 async def get_root() -> RedirectResponse:
-    """The documentation, until there is a page to play with."""
+    """To the documentation."""
     return RedirectResponse("/docs")
 
 

@@ -99,7 +99,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> Response:
         refusal = _refusal(request, error)
-        response = refused(refusal, request.url.path, app.state.service.metrics)
+        response = refused(refusal, request.scope["path"], app.state.service.metrics)
         if isinstance(refusal, MethodNotAllowed):
             response.headers["Allow"] = ", ".join(_methods(request))
         return response
@@ -117,9 +117,10 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
         return BadParameter("the body is not a JSON object sent as application/json, in UTF-8")
     if isinstance(error, HTTPException) and error.status_code in _BODY_LIMITS:
         return _BODY_LIMITS[error.status_code](error.detail)
+    path = request.scope["path"]  # of `request.url` an encoded question mark would end it
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}: see /docs")
-    return NotFound(f"{request.url.path} does not exist: see /docs")
+        return MethodNotAllowed(f"{request.method} is not allowed on {path}: see /docs")
+    return NotFound(f"{path} does not exist: see /docs")
 
 
 def _methods(request: Request) -> list[str]:

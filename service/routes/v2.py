@@ -215,8 +215,8 @@ def _statistics(*models: ServedModel) -> dict[str, Any]:
 
 async def _refuse(request: Request) -> None:
     raise NotOffered(
-        f"{request.url.path} is not offered: of the protocol's extensions there are those that "
-        f"{PROTOCOL} lists; tensors travel in the body"
+        f"{request.scope['path']} is not offered: of the protocol's extensions there are those "
+        f"that {PROTOCOL} lists; tensors travel in the body"
     )
 
 

@@ -25,8 +25,8 @@ _CALLER = re.compile(
 
 
 def role_of(method: str, path: str) -> Role:
-    """Whose the route is that a request asks for; HEAD counts as GET."""
-    what = f"{'GET' if method == 'HEAD' else method} {path}"
+    """Whose the route is that a request asks for."""
+    what = f"{method} {path}"
     if _ANYONE.fullmatch(what):
         return Role.ANYONE
     return Role.CALLER if _CALLER.fullmatch(what) else Role.OPERATOR

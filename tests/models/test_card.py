@@ -67,6 +67,8 @@ def test_min_cap_leaves_room_for_the_cheapest_path_and_little_more(form):
         # Only the dearest is as good, so nothing less than the full network.
         ((0.7, 0.8, 0.85, 0.9), 1),
         ((0.9, 0.8, 0.7, 0.6), 0.3001),
+        # No budget reaches the dearest; those just below 1 go some of the way.
+        ((0.7, 0.9, 0.9, 0.904), 0.5),
     ],
 )
 def test_best_budget_is_the_least_that_is_as_right_as_any(accuracies, best):

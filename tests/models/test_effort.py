@@ -115,7 +115,7 @@ def test_stated_pixels_of_other_files_are_not_known(content: bytes) -> None:
     ],
 )
 def test_check_scans_as_many_as_allowed_pass(content: bytes) -> None:
-    check_scans(b"head" + content, 4)
+    check_scans(b"head" + content, 4, pixels=4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,11 @@ def test_check_scans_as_many_as_allowed_pass(content: bytes) -> None:
 )
 def test_check_scans_more_refused(content: bytes) -> None:
     with pytest.raises(TooMuchEffort, match="more than 100 scans, or 2000 segments"):
-        check_scans(b"head" + content, 4)
+        check_scans(b"head" + content, 4, pixels=4_000_000)
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(10_000_000, 40), (40_000_000, 20), (10**9, 20)])
+def test_check_scans_of_more_pixels_fewer_pass(pixels: int, most: int) -> None:
+    check_scans(b"head" + SCAN * (most - 1), 4, pixels)
+    with pytest.raises(TooMuchEffort, match=f"more than {most} scans"):
+        check_scans(b"head" + SCAN * most, 4, pixels)

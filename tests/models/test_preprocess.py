@@ -238,6 +238,30 @@ def test_decode_jpeg_of_which_less_is_needed_is_read_smaller(
     assert image.size == expected
 
 
+@pytest.mark.parametrize(
+    ("least", "options", "pixels"),
+    [
+        (0, {}, 640 * 480),
+        (241, {}, 640 * 480),
+        (240, {}, 320 * 240),
+        # All that was compressed is read, at any size.
+        (32, {}, 320 * 240),
+        (32, {"restart_marker_blocks": 9}, 320 * 240),
+        # Each scan visits the whole image.
+        (32, {"progressive": True}, 640 * 480),
+    ],
+)
+def test_decode_jpeg_that_is_read_smaller_counts_for_less(
+    least: int, options: dict, pixels: int
+) -> None:
+    counted: list[int] = []
+    content = encode(photo(640, 480), "JPEG", **options)
+    decode(content, LIMIT, least, counted.append)
+    # Behind its end there may be another image, which is not read.
+    decode(content + content, LIMIT, least, counted.append)
+    assert counted == [pixels] * 2
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])
 def test_decode_other_formats_are_read_whole(kind: str) -> None:
     assert decode(encode(photo(64, 48), kind), LIMIT, 8).size == (64, 48)

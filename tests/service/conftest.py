@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,13 @@ collect_ignore_glob = (
     if sys.platform == "linux" or importlib.util.find_spec("triton")
     else ["engines/test_triton_*.py"]
 )
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for Unix sockets, whose paths may not be as long as those of `tmp_path` can be."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.support import png, wait_ready
+from tests.service.support import client_of, png, wait_ready
 
 
 def environment(bundles: Path, **variables: str) -> dict[str, str]:
@@ -32,21 +33,24 @@ def running(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with (cache / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
-            env=environment(bundles, RNP_PORT=str(port), RNP_CACHE_DIR=str(cache), **variables),
-            stdout=log,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            wait_ready(client, seconds=60)
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
+    # Killed, several processes leave the folder of their sockets, whose paths must be short.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        own = {"RNP_PORT": str(port), "RNP_CACHE_DIR": str(cache), "TMPDIR": scratch}
+        with (cache / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service"],
+                env=environment(bundles, **own | variables),
+                stdout=log,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        try:
+            with client_of(f"http://127.0.0.1:{port}") as client:
+                wait_ready(client, seconds=60)
+                yield process, client
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def run(bundles: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +86,7 @@ class Load:
             assert not thread.is_alive()
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=20) as client:
+        with client_of(self.url) as client:
             while not self.stop.is_set():
                 try:
                     self.statuses[client.post("/classify", content=png()).status_code] += 1

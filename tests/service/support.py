@@ -15,6 +15,8 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from models.bundle import tensor_shapes, write_bundle
 from models.card import CalibrationPoint, Card, TestPoint
@@ -81,6 +83,7 @@ def make_card(name: str = "tiny", agent: AgentConfig = BY_PATH) -> Card:
         agent=agent,
         preprocessing=Preprocessing(SIZE, SIZE, (0.5,) * 3, (0.25,) * 3),
         calibration=points,
+        temperature=0.5,
         test=(TestPoint(0.5, 0.51, 0.1, 0.8), TestPoint(1.0, 1.0, 0.0, 0.9)),
     )
 
@@ -105,6 +108,11 @@ def png(colour: int = 128, size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
     return encode(Image.new("RGB", size, (colour,) * 3))
 
 
+def client_of(url: httpx.URL | str, timeout: float = 20) -> httpx.Client:
+    """A client without the certificates of TLS, to read which takes longer than to ask."""
+    return httpx.Client(base_url=url, trust_env=False, verify=False, timeout=timeout)
+
+
 @contextmanager
 def serve(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
     """Run an app on a free port of loopback, as `python -m service` does, and wait for it."""
@@ -115,7 +123,7 @@ def serve(app: FastAPI, *, ready: bool = True) -> Iterator[httpx.Client]:
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+            with client_of(url) as client:
                 if ready:
                     wait_ready(client)
                 else:
@@ -134,6 +142,18 @@ def wait_ready(client: httpx.Client, seconds: float = 10) -> None:
             return False
 
     wait_until(ready, seconds)
+
+
+def samples(client: httpx.Client, name: str, **labels: str) -> list[Sample]:
+    """The series of /metrics that have this name and these labels, among others."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    every = (sample for family in families for sample in family.samples if sample.name == name)
+    return [sample for sample in every if labels.items() <= sample.labels.items()]
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    """The value of one of them, or their sum."""
+    return sum(sample.value for sample in samples(client, name, **labels))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:

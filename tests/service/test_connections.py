@@ -16,7 +16,7 @@ from service import connections
 from service.app import create_app
 from service.settings import Settings
 from tests.service.sockets import connect, drip, error_of, read_all
-from tests.service.support import FakeEngine, png, serve, wait_until
+from tests.service.support import FakeEngine, client_of, png, serve, wait_until
 
 HEADER_S, BODY_S, SEND_S, MOST = 0.5, 0.6, 0.7, 8
 # What a busy machine may add to any time.
@@ -48,7 +48,7 @@ def good_requests(server: httpx.Client) -> Iterator[list[float]]:
     def ask() -> None:
         while not stop.is_set():
             started = time.monotonic()
-            with httpx.Client(base_url=server.base_url, trust_env=False) as client:
+            with client_of(server.base_url) as client:
                 assert client.post("/classify", content=png()).status_code == 200
             times.append(time.monotonic() - started)
 
@@ -299,7 +299,9 @@ def test_too_many_busy_connections_refuse_one_more(settings: Settings, engine: F
                 connection.sendall(head.encode() + image)
             time.sleep(0.3)
             with connect(server) as more:
-                assert error_of(read_all(more)) == (503, "too_many_connections")
+                answer = read_all(more)
+            assert error_of(answer) == (503, "too_many_connections")
+            assert b"\r\nretry-after: 1\r\n" in answer
             engine.gate.set()
             assert all(c.recv(100).startswith(b"HTTP/1.1 200") for c in busy)
             # Idle now, one of them makes room.

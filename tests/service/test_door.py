@@ -16,7 +16,7 @@ from service import door
 from service.app import create_app
 from service.settings import Settings
 from tests.service.sockets import connect, read_all
-from tests.service.support import FakeEngine, png, serve, wait_until
+from tests.service.support import FakeEngine, metric, png, serve, wait_until
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
@@ -62,11 +62,6 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, str], dict[str,
     return int(status.split()[1]), headers, json.loads(body)
 
 
-def count(client: httpx.Client, series: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(series))
-
-
 def test_full_queue_refuses_at_the_head_and_the_connection_goes_on(full: httpx.Client) -> None:
     with connect(full) as caller:
         for size in (10, 200_000):
@@ -95,8 +90,8 @@ def test_refusals_are_counted_as_by_the_app_and_told_in_one_line(
     caplog.set_level("INFO")
     for _ in range(5):
         assert full.post("/classify", content=png()).status_code == 429
-    assert count(full, 'rnp_requests_total{code="429",route="/classify"}') == 5
-    assert count(full, 'rnp_rejected_total{reason="queue_full"}') == 5
+    assert metric(full, "rnp_requests_total", code="429", route="/classify") == 5
+    assert metric(full, "rnp_rejected_total", reason="queue_full") == 5
 
     def lines() -> list[int]:
         return [r.requests for r in caplog.records if r.message == "refused at the door"]  # type: ignore[attr-defined]
@@ -121,10 +116,10 @@ def test_one_that_sends_and_does_not_read_is_not_answered_without_end(full: http
         with suppress(TimeoutError):  # when nobody reads it any more
             for _ in range(10_000):
                 caller.sendall(requests)
-        refused = count(full, 'rnp_rejected_total{reason="queue_full"}')
+        refused = metric(full, "rnp_rejected_total", reason="queue_full")
         assert refused < 1_000_000
         time.sleep(0.3)
-        assert count(full, 'rnp_rejected_total{reason="queue_full"}') == refused
+        assert metric(full, "rnp_rejected_total", reason="queue_full") == refused
 
 
 @pytest.mark.parametrize(

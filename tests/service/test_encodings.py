@@ -54,7 +54,7 @@ def test_inflate_other_bytes_refused(encoding: str) -> None:
         inflate(CONTENT, encoding, 10**6)
 
 
-@pytest.mark.parametrize("more", [b"x", gzip.compress(b"")])
+@pytest.mark.parametrize("more", [b"x", gzip.compress(b"")], ids=["text", "gzip"])
 def test_inflate_bytes_after_the_end_refused(more: bytes) -> None:
     with pytest.raises(BadRequest, match=f"{len(more)} bytes follow"):
         inflate(gzip.compress(CONTENT) + more, "gzip", 10**6)

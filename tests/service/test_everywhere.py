@@ -20,7 +20,7 @@ from service.security.access import Role, role_of
 from service.settings import Settings
 from service.siblings import Siblings
 from tests.service.sockets import connect, error_of, read_all
-from tests.service.support import FakeEngine, serve, wait_until
+from tests.service.support import FakeEngine, metric, serve, wait_until
 
 PUT = b"PUT /budget HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
 
@@ -58,8 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def sibling(tmp_path: Path) -> Iterator[Sibling]:
-    with Sibling(tmp_path / "1.sock") as server:
+def sibling(short_path: Path) -> Iterator[Sibling]:
+    with Sibling(short_path / "1.sock") as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -67,18 +67,12 @@ def sibling(tmp_path: Path) -> Iterator[Sibling]:
 
 @pytest.fixture
 def client(
-    settings: Settings, engine: FakeEngine, tmp_path: Path, sibling: Sibling
+    settings: Settings, engine: FakeEngine, short_path: Path, sibling: Sibling
 ) -> Iterator[httpx.Client]:
-    app = create_app(settings, engine, Siblings(0, 2, tmp_path, [0, 0]))
+    app = create_app(settings, engine, Siblings(0, 2, short_path, [0, 0]))
     with serve(app, ready=False) as client:
         wait_until(lambda: client.get("/models").status_code == 200)
         yield client
-
-
-def rejected(client: httpx.Client, code: str) -> float:
-    series = f'rnp_rejected_total{{process="0",reason="{code}"}} '
-    lines = client.get("/metrics").text.splitlines()
-    return next(float(line.removeprefix(series)) for line in lines if line.startswith(series))
 
 
 def test_change_is_told_with_its_body_and_what_says_where_its_page_is_from(
@@ -93,6 +87,20 @@ def test_change_is_told_with_its_body_and_what_says_where_its_page_is_from(
     assert load == "POST /v2/repository/models/tiny/load"
     # Of the same site is a page whose origin has the host that was asked.
     assert headers["origin"] == f"http://{headers['host']}"
+
+
+def test_change_whose_path_ends_in_a_line_feed_is_told_too(
+    client: httpx.Client, sibling: Sibling
+) -> None:
+    assert client.put("/budget%0A", json={"budget": 0.75}).status_code == 200
+    assert [what for what, _, _ in sibling.told] == ["PUT /budget%0A"]
+
+
+def test_change_has_one_id_in_all_processes(client: httpx.Client, sibling: Sibling) -> None:
+    given = {"x-request-id": "not plain"}
+    answers = [client.put("/budget", json={"budget": 0.75}, headers=one) for one in ({}, given)]
+    ids = [headers["x-request-id"] for _, headers, _ in sibling.told]
+    assert ids == [answer.headers["x-request-id"] for answer in answers]
 
 
 def test_every_route_of_operators_that_changes_something_is_told(
@@ -139,10 +147,10 @@ def test_body_that_comes_slowly_holds_up_no_other_change(client: httpx.Client) -
 
 
 def test_body_that_is_too_long_or_too_slow_is_refused_as_by_one_process(
-    settings: Settings, engine: FakeEngine, tmp_path: Path, sibling: Sibling
+    settings: Settings, engine: FakeEngine, short_path: Path, sibling: Sibling
 ) -> None:
     hasty = settings.model_copy(update={"body_timeout_s": 0.2})
-    app = create_app(hasty, engine, Siblings(0, 2, tmp_path, [0, 0]))
+    app = create_app(hasty, engine, Siblings(0, 2, short_path, [0, 0]))
     with serve(app, ready=False) as client:
         wait_until(lambda: client.get("/models").status_code == 200)
         with connect(client) as connection:
@@ -160,7 +168,16 @@ def test_process_that_does_not_follow_is_told_of_and_counted(
     answer = client.put("/budget", json={"budget": 0.75})
     assert (answer.status_code, answer.json()["code"]) == (500, "uneven")
     assert "process 1 did not: no" in answer.json()["error"]
-    assert rejected(client, "uneven") == 1
+    assert metric(client, "rnp_rejected_total", reason="uneven") == 1
+
+
+def test_removal_that_nobody_did_is_not_said_to_be_done(
+    client: httpx.Client, sibling: Sibling
+) -> None:
+    sibling.status = 503
+    answer = client.delete("/models/none").json()
+    assert answer["code"] == "uneven"
+    assert answer["error"].startswith("not done in all processes: process 1 did not: no")
 
 
 def test_removal_of_what_only_the_others_have_is_no_refusal_in_the_log(

@@ -77,6 +77,14 @@ def test_answered_late_aims_lower_and_in_time_comes_back() -> None:
     assert governor.aim_s(AUTO) == first
 
 
+def test_answered_late_says_nothing_of_another_target() -> None:
+    governor, other = Governor("tiny"), Auto(target_s=0.5, floor=0.2)
+    first = governor.aim_s(other)
+    for _ in range(10):
+        governor.answered(AUTO, 0.06)
+    assert governor.aim_s(other) == first
+
+
 def test_follow_logs_each_change_but_not_every_step(caplog: pytest.LogCaptureFixture) -> None:
     governor = Governor("tiny")
     with caplog.at_level(logging.INFO):

@@ -22,7 +22,15 @@ from fastapi import FastAPI
 from models.card import Card
 from service.app import create_app
 from service.settings import Settings
-from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until
+from tests.service.support import (
+    FakeEngine,
+    add_bundle,
+    client_of,
+    make_card,
+    png,
+    serve,
+    wait_until,
+)
 
 OLD, NEW = ("cat", "dog", "owl"), ("fox", "hen", "yak")
 RELOADS = 12
@@ -114,7 +122,7 @@ def test_load_under_load_fails_no_request(client: httpx.Client, shelf: Path) -> 
 
     def ask(how: Callable[[httpx.Client], list[tuple[str, ...]]]) -> Counter[tuple[str, ...]]:
         seen: Counter[tuple[str, ...]] = Counter()
-        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=20) as asking:
+        with client_of(client.base_url) as asking:
             while not stop.is_set():
                 seen.update(how(asking))
         return seen

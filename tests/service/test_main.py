@@ -110,6 +110,45 @@ def test_main_second_signal_ends_the_lame_duck(
         assert process.wait(10) == 0
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_main_second_signal_does_not_skip_the_drain(
+    bundles: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
+    image = png()
+    with (
+        running(bundles, tmp_path, RNP_LAME_DUCK_S="60") as (process, client),
+        begun(client, image) as connection,
+    ):
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
+        process.send_signal(stop)
+        wait_until(lambda: not accepts((client.base_url.host, client.base_url.port)))
+        time.sleep(0.5)  # in which all would end that is not waited for
+        connection.sendall(image)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert process.wait(20) == 0
+
+
+def test_main_one_more_ctrl_c_skips_the_drain(bundles: Path, tmp_path: Path) -> None:
+    with (
+        running(bundles, tmp_path, RNP_DRAIN_S="60") as (process, client),
+        begun(client, png()),
+    ):
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: not accepts((client.base_url.host, client.base_url.port)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(("level", "seen"), [("DEBUG", {"debug", "info"}), ("WARNING", set())])
+def test_main_log_level_is_that_of_the_settings(
+    bundles: Path, tmp_path: Path, level: str, seen: set[str]
+) -> None:
+    with running(bundles, tmp_path, RNP_LOG_LEVEL=level):
+        pass
+    assert {line["level"] for line in log(tmp_path)} == seen
+
+
 def test_main_request_that_never_ends_is_cut_off_in_time(bundles: Path, tmp_path: Path) -> None:
     with running(bundles, tmp_path, RNP_DRAIN_S="1") as (process, client), begun(client, png()):
         process.send_signal(signal.SIGTERM)

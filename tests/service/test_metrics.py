@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.card import Card
 from service.batcher import Answer
 from service.limits import Limits
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics, ModelMetrics, joined
 
 LIMITS = Limits(0.5, 0.1, None, "load")
 
@@ -148,3 +148,25 @@ def test_remove_leaves_counters_to_a_successor(card: Card) -> None:
     assert samples["rnp_full_flops", "tiny"] < 2 * card.table().full
     groups = {key[1]: v for key, v in samples.items() if key[0] == "rnp_layer_groups_total"}
     assert groups == {"0": 8, "1": 5}
+
+
+def test_joined_is_what_each_process_says_with_its_number(card: Card) -> None:
+    texts = {}
+    for index, name in ((0, "tiny"), (1, 'a} 1\n# HELP "b" {')):
+        metrics = Metrics()
+        named = dataclasses.replace(card, name=name)
+        ModelMetrics(metrics, named, lambda: 0.5, lambda: 0.0).observe(answer(10, 4, 1, 2))
+        metrics.start_routes(["/classify"])
+        texts[index] = metrics.text()
+    expected = {
+        (sample.name, frozenset((sample.labels | {"process": str(index)}).items()), sample.value)
+        for index, text in texts.items()
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+    text = joined(texts).decode()
+    families = list(text_string_to_metric_families(text))
+    samples = [sample for family in families for sample in family.samples]
+    assert {(one.name, frozenset(one.labels.items()), one.value) for one in samples} == expected
+    assert len(samples) == len(expected)
+    assert text.count("# TYPE rnp_images_total ") == 1

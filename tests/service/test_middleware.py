@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ import httpx
 import pytest
 
 from service.app import create_app
+from service.metrics import Metrics
+from service.middleware import Observer
 from service.settings import Settings
 from tests.service.support import FakeEngine, png, serve
 
@@ -41,6 +44,20 @@ def test_requests_counted_by_route_and_code(client: httpx.Client) -> None:
     assert "/nope" not in text
 
 
+@pytest.mark.parametrize(("server", "counted"), [(("host", 8000), 1), (("0.sock", None), 0)])
+def test_requests_of_a_sibling_are_counted_where_they_came_from(
+    server: tuple[str, int | None], counted: int
+) -> None:
+    async def nothing(*_: object) -> None:
+        pass
+
+    metrics = Metrics()
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": [], "server": server}
+    asyncio.run(Observer(nothing, metrics)(scope, nothing, nothing))
+    assert metrics.text().count(b"rnp_requests_total{") == counted
+    assert metrics.text().count(b"rnp_request_seconds_count{") == counted
+
+
 def test_request_that_the_end_of_the_service_cuts_off_is_told_so(
     settings: Settings, engine: FakeEngine
 ) -> None:
@@ -49,7 +66,8 @@ def test_request_that_the_end_of_the_service_cuts_off_is_told_so(
         app = create_app(hasty, engine)
         with serve(app) as client:
             engine.gate.clear()
-            cut = pool.submit(httpx.post, client.base_url.join("/classify"), content=png())
+            url = client.base_url.join("/classify")
+            cut = pool.submit(httpx.post, url, content=png(), verify=False)
             assert engine.started.wait(10)
             threading.Timer(3, engine.gate.set).start()
             app.state.service.leave()
@@ -71,6 +89,17 @@ def test_log_line_tells_what_images_cost(
     assert (line["model"], line["images"], line["budget"]) == ("tiny", 2, 0.6)
     assert line["fraction"] == pytest.approx(results[0]["compute"]["fraction"], abs=1e-4)
     assert "code" not in line
+
+
+def test_log_line_of_what_machines_watch_is_for_debugging(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    watched = ["/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"]
+    for path in (*watched, "/models"):
+        assert client.get(path).status_code == 200
+    levels = {line["path"]: line["levelname"] for line in request_lines(caplog)}
+    assert levels == {**dict.fromkeys(watched, "DEBUG"), "/models": "INFO"}
 
 
 def test_log_line_of_a_refusal_has_its_code_and_no_images(

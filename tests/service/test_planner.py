@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from models.card import CalibrationPoint, Card
@@ -199,7 +200,7 @@ def test_plan_auto_behind_every_second_batch_begins_with_a_late_one(card: Card) 
         (Fixed(1), [Asked(0), Asked(0.2)]),
         (Auto(0.1, floor=0.2), [Asked(0.2), Asked(0.24)]),
         # A deadline is kept or refused, in their order.
-        (Auto(0.1, floor=0.2), [Asked(0), Asked(0.2, due=0.9)]),
+        (Auto(0.1, floor=0.2), [Asked(0), Asked(0.2, due=0.6)]),
     ],
 )
 def test_plan_keeps_the_order_where_none_is_late_or_a_deadline_is_to_be_kept(
@@ -273,3 +274,26 @@ def test_hurries_with_a_deadline_or_in_the_auto_mode(card: Card) -> None:
     assert not planner(card).hurries(Asked(0))
     assert planner(card).hurries(Asked(0, due=1))
     assert planner(card, Auto(10, floor=0.2)).hurries(Asked(0))
+
+
+FAR = Asked(0.2, due=600)
+
+
+def test_plan_auto_a_far_off_deadline_changes_neither_the_order_nor_who_is_late(card: Card) -> None:
+    some, waiting = planner(card, Auto(0.1, floor=0.2)), [Asked(0), FAR]
+    assert some.plan(waiting, 0.25).rows == [1, 0]
+    assert [row.budget for row in decided(some, *waiting, now=0.25)] == [0.2, 0.2]
+    # Until there is just time enough to serve all in their order.
+    assert some.plan(waiting, FAR.due - 0.1).rows is None
+
+
+def test_plan_auto_a_far_off_deadline_leaves_the_margins_of_others(card: Card) -> None:
+    some = planner(card, Auto(0.1, floor=0.2), max_batch=16)
+    for n in range(40):  # a machine of which nobody knows how fast it is
+        some.estimate.learn(np.full(4, 0.5), 0.01 if n % 2 else 0.03)
+    plain, far = (decided(some, *[Asked(0.2)] * 9, last, now=0.2) for last in (Asked(0.2), FAR))
+    assert plain[0].budget < 0.8
+    assert [row.budget for row in far] == [row.budget for row in plain]
+    # Of what must be in time, more is kept.
+    near = decided(some, *[Asked(0.2)] * 9, Asked(0.2, due=0.3), now=0.2)
+    assert near[0].budget < plain[0].budget

@@ -14,21 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import UnixStreamServer
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from prometheus_client.parser import text_string_to_metric_families
 
 from models.card import Card
-from service.app import create_app
-from service.settings import Settings
-from service.siblings import Siblings
 from tests.service.running import Load, accepts, environment, log, run, running
-from tests.service.support import FakeEngine, add_bundle, make_card, png, serve, wait_until
+from tests.service.support import (
+    add_bundle,
+    client_of,
+    make_card,
+    samples,
+    wait_until,
+)
 
 TWO = {"RNP_WORKERS": "2", "RNP_MODEL": "tiny"}
 # Of two processes, both have taken one of so many connections.
@@ -37,37 +36,36 @@ MANY = 40
 proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is of Linux")
 
 
-@pytest.fixture
-def two_bundles(bundles: Path, card: Card, tmp_path: Path) -> Path:
-    directory = tmp_path / "bundles"
-    shutil.copytree(bundles, directory)
+@pytest.fixture(scope="module")
+def two_bundles(card: Card, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("two")
+    add_bundle(directory, card)
     add_bundle(directory, make_card(name="other"))
     return directory
 
 
-@pytest.fixture
-def service(
-    two_bundles: Path, tmp_path: Path
-) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    with running(two_bundles, tmp_path, **TWO) as service:
-        yield service
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service of all these tests writes its log."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def client(two_bundles: Path, cache: Path) -> Iterator[httpx.Client]:
+    """Of a service of two processes that serves all tests that leave it running."""
+    with running(two_bundles, cache, **TWO) as (_, client):
+        yield client
 
 
 def ask_all(client: httpx.Client, method: str, path: str) -> list[httpx.Response]:
     """The answers on many connections of their own."""
-    with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+    with client_of(client.base_url) as other:
         return [other.request(method, path, headers={"connection": "close"}) for _ in range(MANY)]
 
 
-def samples(client: httpx.Client, name: str) -> dict[str, float]:
-    """A series that has no other labels, by process."""
-    text = client.get("/metrics").text
-    return {
-        sample.labels["process"]: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and sample.labels.get("model", "tiny") == "tiny"
-    }
+def by_process(client: httpx.Client, name: str, **labels: str) -> dict[str, float]:
+    """The values of a series."""
+    return {one.labels["process"]: one.value for one in samples(client, name, **labels)}
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -76,36 +74,29 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return [pid for pid in serving if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_processes_share_the_port_and_count_together(
-    service: tuple[subprocess.Popen[str], httpx.Client], tmp_path: Path
-) -> None:
-    _, client = service
+def test_processes_share_the_port_and_count_together(client: httpx.Client, cache: Path) -> None:
     load = Load(client, clients=16)
     wait_until(lambda: load.statuses[200] > 100)
     load.stop.set()
     load.join()
-    images = samples(client, "rnp_images_total")
+    images = by_process(client, "rnp_images_total", model="tiny")
     assert images.keys() == {"0", "1"}
     assert min(images.values()) > 0
     assert sum(images.values()) == load.statuses[200]
-    assert set(samples(client, "rnp_queue_depth")) == {"0", "1"}
-    lines = [line for line in log(tmp_path) if line.get("path") == "/classify"]
-    by_process = Counter(str(line["process"]) for line in lines)
-    assert by_process == images
+    assert set(by_process(client, "rnp_queue_depth")) == {"0", "1"}
+    # Of all these tests, this one alone asks for it.
+    lines = [line for line in log(cache) if line.get("path") == "/classify"]
+    assert Counter(str(line["process"]) for line in lines) == images
 
 
-def test_who_has_fewer_connections_takes_the_next_ones(
-    service: tuple[subprocess.Popen[str], httpx.Client], tmp_path: Path
-) -> None:
-    _, client = service
-
+def test_who_has_fewer_connections_takes_the_next_ones(client: httpx.Client, cache: Path) -> None:
     def connect(stack: ExitStack) -> tuple[httpx.Client, int]:
         """A client that stays connected, and the process that it is connected to."""
-        other = stack.enter_context(httpx.Client(base_url=client.base_url, trust_env=False))
+        other = stack.enter_context(client_of(client.base_url))
         asked = other.get("/budget").headers["x-request-id"]
-        wait_until(lambda: any(line.get("request_id") == asked for line in log(tmp_path)))
+        wait_until(lambda: any(line.get("request_id") == asked for line in log(cache)))
         return other, next(
-            line["process"] for line in log(tmp_path) if line.get("request_id") == asked
+            line["process"] for line in log(cache) if line.get("request_id") == asked
         )
 
     with ExitStack() as stack:
@@ -119,21 +110,15 @@ def test_who_has_fewer_connections_takes_the_next_ones(
     assert next_ones[1] > 0.5 * next_ones.total()
 
 
-def test_budget_is_set_in_all_processes(
-    service: tuple[subprocess.Popen[str], httpx.Client],
-) -> None:
-    _, client = service
+def test_budget_is_set_in_all_processes(client: httpx.Client) -> None:
     for budget in (0.875, 0.625):
         assert client.put("/budget", json={"budget": budget}).status_code == 200
         assert {one.json()["budget"] for one in ask_all(client, "GET", "/budget")} == {budget}
     assert client.put("/budget", json={"budget": 2}).status_code == 422
-    assert set(samples(client, "rnp_budget").values()) == {0.625}
+    assert set(by_process(client, "rnp_budget").values()) == {0.625}
 
 
-def test_models_come_and_go_in_all_processes(
-    service: tuple[subprocess.Popen[str], httpx.Client],
-) -> None:
-    _, client = service
+def test_models_come_and_go_in_all_processes(client: httpx.Client) -> None:
     assert client.delete("/models/other").status_code == 204
     assert {one.status_code for one in ask_all(client, "GET", "/models/other")} == {404}
     assert client.post("/v2/repository/models/other/load", json={}).status_code == 200
@@ -158,15 +143,13 @@ def test_sigterm_loses_no_request_of_any_process(two_bundles: Path, tmp_path: Pa
 
 
 @proc
-def test_process_that_dies_ends_the_service(
-    service: tuple[subprocess.Popen[str], httpx.Client],
-) -> None:
-    process, client = service
-    pids = children(process)
-    assert len(pids) == 2
-    os.kill(pids[0], signal.SIGKILL)
-    assert process.wait(20) == 1
-    assert not accepts((client.base_url.host, client.base_url.port))
+def test_process_that_dies_ends_the_service(two_bundles: Path, tmp_path: Path) -> None:
+    with running(two_bundles, tmp_path, **TWO) as (process, client):
+        pids = children(process)
+        assert len(pids) == 2
+        os.kill(pids[0], signal.SIGKILL)
+        assert process.wait(20) == 1
+        assert not accepts((client.base_url.host, client.base_url.port))
 
 
 @proc
@@ -192,14 +175,12 @@ def test_process_that_stands_still_does_not_hold_up_the_end(
         assert process.stderr.read() == said
 
 
-def test_killed_parent_takes_the_processes_along(
-    service: tuple[subprocess.Popen[str], httpx.Client],
-) -> None:
-    process, client = service
-    process.kill()
-    started = time.monotonic()
-    wait_until(lambda: not accepts((client.base_url.host, client.base_url.port)))
-    assert time.monotonic() - started < 2
+def test_killed_parent_takes_the_processes_along(two_bundles: Path, tmp_path: Path) -> None:
+    with running(two_bundles, tmp_path, **TWO) as (process, client):
+        process.kill()
+        started = time.monotonic()
+        wait_until(lambda: not accepts((client.base_url.host, client.base_url.port)))
+        assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -224,9 +205,10 @@ def test_host_without_an_address_is_one_sentence(
 
 
 def test_bad_bundle_ends_all_processes(two_bundles: Path, tmp_path: Path) -> None:
-    weights = two_bundles / "other" / "model.safetensors"
+    shutil.copytree(two_bundles, tmp_path / "bundles")
+    weights = tmp_path / "bundles" / "other" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    done = run(two_bundles, RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO)
+    done = run(tmp_path / "bundles", RNP_PORT="0", RNP_CACHE_DIR=str(tmp_path), **TWO)
     assert done.returncode == 1
     assert "model.safetensors does not match its SHA-256" in done.stderr
 
@@ -254,7 +236,7 @@ def test_model_that_is_gone_in_one_process_can_be_removed_from_all(
     ):
         for index in (0, 1):
             (path,) = Path(short).glob(f"rnp-*/{index}.sock")
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as sibling:
+            with httpx.Client(transport=httpx.HTTPTransport(False, uds=str(path))) as sibling:
                 assert sibling.delete("http://localhost/models/other").status_code == 204
             assert client.delete("/models/other").status_code == 204
             assert {one.status_code for one in ask_all(client, "GET", "/models/other")} == {404}
@@ -273,14 +255,11 @@ def test_what_is_forwarded_is_paid_for_once(two_bundles: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/readyz"])
-def test_many_who_watch_at_once_do_not_wait_for_each_other(
-    service: tuple[subprocess.Popen[str], httpx.Client], path: str
-) -> None:
-    _, client = service
+def test_many_who_watch_at_once_do_not_wait_for_each_other(client: httpx.Client, path: str) -> None:
     statuses: Counter[int] = Counter()
 
     def ask() -> None:
-        with httpx.Client(base_url=client.base_url, trust_env=False, timeout=30) as other:
+        with client_of(client.base_url, timeout=30) as other:
             statuses[other.get(path).status_code] += 1
 
     threads = [threading.Thread(target=ask) for _ in range(120)]
@@ -289,62 +268,3 @@ def test_many_who_watch_at_once_do_not_wait_for_each_other(
     for thread in threads:
         thread.join()
     assert statuses == {200: 120}
-
-
-@pytest.fixture
-def alone(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
-    """One of two processes, the other of which is not there."""
-    app: FastAPI = create_app(settings, engine, Siblings(0, 2, tmp_path, [0, 0]))
-    with serve(app, ready=False) as client:
-        yield client
-
-
-def test_sibling_that_does_not_follow_is_told(alone: httpx.Client) -> None:
-    wait_until(lambda: alone.get("/models").status_code == 200)
-    answer = alone.put("/budget", json={"budget": 0.75})
-    assert (answer.status_code, answer.json()["code"]) == (500, "uneven")
-    assert "process 1 did not" in answer.json()["error"]
-    assert alone.put("/budget", json={"budget": 2}).status_code == 422
-    answer = alone.post("/v2/repository/models/tiny/load", json={})
-    assert (answer.status_code, answer.json().keys()) == (500, {"error"})
-
-
-def test_readiness_and_metrics_know_of_a_sibling_that_is_not_there(alone: httpx.Client) -> None:
-    wait_until(lambda: alone.get("/models").status_code == 200)
-    answer = alone.get("/readyz")
-    assert (answer.status_code, answer.json()["code"]) == (503, "starting")
-    assert "process 1 is not ready" in answer.json()["error"]
-    assert samples(alone, "rnp_images_total") == {"0": 0.0}
-    assert alone.post("/classify", content=png()).status_code == 200
-
-
-@pytest.mark.parametrize(("path", "status"), [("/metrics", 200), ("/readyz", 503)])
-def test_sibling_that_says_nothing_is_not_waited_for_as_long_as_those_who_watch_wait(
-    alone: httpx.Client, tmp_path: Path, path: str, status: int
-) -> None:
-    wait_until(lambda: alone.get("/models").status_code == 200)
-    with socket.socket(socket.AF_UNIX) as sibling:
-        sibling.bind(str(tmp_path / "1.sock"))
-        sibling.listen()
-        started = time.monotonic()
-        assert alone.get(path).status_code == status
-        assert time.monotonic() - started < 4
-
-
-def test_metrics_of_a_sibling_that_refuses_are_left_out(
-    alone: httpx.Client, tmp_path: Path
-) -> None:
-    class Busy(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(503)
-            self.end_headers()
-            self.wfile.write(b'{"error": "too many connections"}')
-
-        def address_string(self) -> str:
-            return "sibling"
-
-    with UnixStreamServer(str(tmp_path / "1.sock"), Busy) as sibling:
-        threading.Thread(target=sibling.serve_forever, daemon=True).start()
-        wait_until(lambda: alone.get("/models").status_code == 200)
-        assert samples(alone, "rnp_images_total") == {"0": 0.0}
-        sibling.shutdown()

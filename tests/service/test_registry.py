@@ -25,7 +25,7 @@ def model(bundles: Path, settings: Settings, engine: FakeEngine):
 
 
 def test_check_lowest_values_allowed(model: ServedModel) -> None:
-    model.check(model.min_fraction, model.min_cap)
+    model.check(model.card.min_fraction, model.card.min_cap)
     model.check(None, None)
 
 
@@ -35,7 +35,7 @@ def test_check_budget_out_of_reach_refused_with_lowest(model: ServedModel) -> No
 
 
 def test_check_cap_out_of_reach_refused_with_lowest(model: ServedModel) -> None:
-    with pytest.raises(CapTooLow, match=f"takes {model.min_cap}"):
+    with pytest.raises(CapTooLow, match=f"takes {model.card.min_cap}"):
         model.check(0.5, 0.01)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,22 @@ def test_load_settings_empty_environment_takes_defaults() -> None:
     assert settings.threads >= 1
 
 
-def test_tests_touch_nothing_of_whoever_runs_them(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    assert load_settings().cache_dir.is_relative_to(tmp_path_factory.getbasetemp())
+def test_tests_touch_nothing_of_whoever_runs_them() -> None:
+    assert load_settings().cache_dir.is_relative_to(tempfile.gettempdir())
 
 
 def test_load_settings_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RNP_MAX_QUEUE", "77")
     assert load_settings().max_queue == 77
+
+
+@pytest.mark.parametrize(("workers", "threads", "in_batch"), [("1", 2, False), ("2", 1, True)])
+def test_load_settings_decoding_is_by_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, workers: str, threads: int, in_batch: bool
+) -> None:
+    monkeypatch.setenv("RNP_WORKERS", workers)
+    settings = load_settings()
+    assert (settings.decode_threads, settings.decode_in_batch) == (threads, in_batch)
 
 
 @pytest.mark.parametrize(("value", "names"), [("", ()), ("a", ("a",)), (" a, b-2,", ("a", "b-2"))])

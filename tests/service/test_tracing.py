@@ -146,6 +146,44 @@ def test_each_image_has_stages_and_preprocessed_ones_are_not_decoded(
     assert attributes(server)["rnp.images"] == 1
 
 
+def test_image_that_its_batch_decodes_is_so_after_the_queue(
+    settings: Settings, engine: FakeEngine, collector: Collector
+) -> None:
+    in_batch = traced(settings, collector.url).model_copy(update={"decode_in_batch": True})
+    with serve(create_app(in_batch, engine)) as client:
+        assert client.post("/classify", content=png()).is_success
+    stages = [span for span in collector.spans if span.kind != Span.SPAN_KIND_SERVER]
+    stages.sort(key=lambda span: span.start_time_unix_nano)
+    assert [stage.name for stage in stages] == ["queue", "decode", "inference"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "runtime-neural-pruning"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=eyes,team=a"}, "eyes"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=a"}, "runtime-neural-pruning"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=eyes", "OTEL_SERVICE_NAME": "ears"}, "ears"),
+    ],
+)
+def test_service_has_the_name_that_either_variable_gives(
+    settings: Settings,
+    engine: FakeEngine,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    name: str,
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with serve(create_app(traced(settings, collector.url), engine)) as client:
+        client.get("/models")
+    resource = collector.requests[0].resource_spans[0].resource
+    told = {pair.key: pair.value.string_value for pair in resource.attributes}
+    assert told["service.name"] == name
+    assert told.get("team") == ("a" if "team" in str(variables) else None)
+
+
 def test_refusals_and_failures_are_marked(
     settings: Settings, engine: FakeEngine, collector: Collector
 ) -> None:

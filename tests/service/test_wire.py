@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
+from service.wire import Timer
 from tests.service.sockets import connect, error_of, read_all
 from tests.service.support import FakeEngine, png, serve
 
@@ -121,3 +124,77 @@ def test_slow_body_behind_another_request_makes_room(
         with connect(server) as honest:
             honest.sendall(GET)
             assert honest.recv(100).startswith(b"HTTP/1.1 200")
+
+
+HEADER_S, KEEP_S = 0.5, 1
+# What a busy machine may add to any time.
+SLACK_S = 2
+
+
+@pytest.fixture
+def hasty(settings: Settings, engine: FakeEngine) -> Iterator[httpx.Client]:
+    times = {"header_timeout_s": HEADER_S, "keep_alive_s": KEEP_S}
+    with serve(create_app(settings.model_copy(update=times), engine)) as client:
+        yield client
+
+
+def refused_before_its_body(hasty: httpx.Client) -> socket.socket:
+    """A connection that is idle after a body that nobody wanted."""
+    connection = connect(hasty)
+    connection.sendall(b"PUT /nope HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n")
+    assert connection.recv(1000).startswith(b"HTTP/1.1 404")
+    for part in (1, 98):
+        connection.sendall(bytes(part))
+        time.sleep(0.1)
+    return connection
+
+
+def test_connection_idle_after_a_refused_body_is_closed_after_its_time(
+    hasty: httpx.Client,
+) -> None:
+    with refused_before_its_body(hasty) as idle:
+        started = time.monotonic()
+        assert read_all(idle) == b""
+        assert KEEP_S - 0.2 < time.monotonic() - started < KEEP_S + SLACK_S
+
+
+@pytest.mark.parametrize("wait_s", [0, HEADER_S - 0.3])
+def test_headers_after_a_refused_body_have_their_own_time(
+    hasty: httpx.Client, wait_s: float
+) -> None:
+    with refused_before_its_body(hasty) as connection:
+        time.sleep(wait_s)
+        connection.sendall(GET[:20])
+        time.sleep(HEADER_S - 0.2)
+        connection.sendall(GET[20:])
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_head_that_begins_with_the_end_of_a_refused_body_is_cut_in_time(
+    hasty: httpx.Client,
+) -> None:
+    with refused_before_its_body(hasty) as slow:
+        slow.sendall(b"PUT /nope HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 404")
+        slow.sendall(bytes(9) + GET[:20])
+        started = time.monotonic()
+        assert error_of(read_all(slow)) == (408, "headers_too_slow")
+        assert HEADER_S - 0.05 < time.monotonic() - started < HEADER_S + SLACK_S
+
+
+def test_timer_does_it_once_unless_it_is_stopped() -> None:
+    async def times(*steps: str) -> tuple[list[str], bool]:
+        done: list[str] = []
+        timer = Timer(asyncio.get_running_loop())
+        for step in steps:
+            if step == "stop":
+                timer.stop()
+            else:
+                timer.start(0.01, lambda step=step: done.append(step))
+        assert timer.runs == (steps[-1] != "stop")
+        await asyncio.sleep(0.1)
+        return done, timer.runs
+
+    assert asyncio.run(times("a")) == (["a"], False)
+    assert asyncio.run(times("a", "b")) == (["b"], False)
+    assert asyncio.run(times("a", "stop")) == ([], False)

@@ -151,7 +151,6 @@ def test_engine_each_path_is_chosen_where_the_cap_allows_no_dearer(
     assert (widths != paths).any(axis=1).tolist() == [False] + [True] * (len(paths) - 1)
 
 
-@pytest.mark.parametrize("cap", [0.7, 1.0, 1.6, math.inf])
 @pytest.mark.parametrize(
     ("looks", "sees", "views"),
     [
@@ -164,25 +163,27 @@ def test_engine_each_path_is_chosen_where_the_cap_allows_no_dearer(
 )
 @pytest.mark.parametrize("backbone", [CHAIN, RESIDUAL, EXACT, PADDED], ids=lambda b: b.name)
 def test_engine_runs_path_after_path_as_the_masked_network(
-    backbone: BackboneConfig, looks: int, sees: Sees, views: Views, cap: float
+    backbone: BackboneConfig, looks: int, sees: Sees, views: Views
 ) -> None:
     bundle, n = random_bundle(backbone, "paths", looks=looks, sees=sees, views=views), 24
+    engine, network = OnnxEngine(bundle, threads=1), MaskedNetwork(bundle)
+    images = random_images(backbone, n, seed=2)
     penalty = np.geomspace(0.05, 20, n).astype(np.float32)
-    rows = random_images(backbone, n, seed=2), penalty, np.full(n, cap)
-    widths = check_agreement(bundle, *rows)
-    network, table = MaskedNetwork(bundle), bundle.card.table()
-    limit = cap * table.full
-    runs = [network.by_looks(image, float(p), limit)[1] for image, p, _ in zip(*rows, strict=True)]
-    assert widths.tolist() == [list(bundle.card.agent.paths[run[-1]]) for run in runs]
-    lengths, spent = set(map(len, runs)), OnnxEngine(bundle, threads=1).run(*rows).macs
-    assert spent.tolist() == [sum(table.looks[number] for number in run) for run in runs]
-    assert (spent <= cap * table.full).all()
-    if cap < math.inf:
-        return
+    paths, table = bundle.card.agent.paths, bundle.card.table()
+    for cap in (0.7, 1.0, 1.6, math.inf):
+        result = engine.run(images, penalty, np.full(n, cap))
+        asked = zip(images, penalty.tolist(), strict=True)
+        each = [network.by_looks(image, price, cap * table.full) for image, price in asked]
+        logits, runs, macs = zip(*each, strict=True)
+        widths = np.array([paths[run[-1]] for run in runs])
+        check_same(result, Result(np.array(logits), widths, np.array(macs)))
+        assert macs == tuple(sum(table.looks[number] for number in run) for run in runs)
+        assert max(macs) <= cap * table.full
     # Without a limit some run three paths or more, or, where only the first decides, none do.
+    lengths = set(map(len, runs))
     assert {1, 2} <= lengths
     assert max(lengths) == 2 if looks == 1 else max(lengths) > 2
-    assert looks or spent.max() > table.full
+    assert looks or max(macs) > table.full
 
 
 def test_engine_tells_the_agent_the_penalty() -> None:

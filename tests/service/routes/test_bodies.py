@@ -15,7 +15,7 @@ import pytest
 from models.card import Card
 from service.app import create_app
 from service.settings import Settings, SettingsError, load_settings
-from tests.service.support import FakeEngine, png, serve, wait_until
+from tests.service.support import FakeEngine, metric, png, serve, wait_until
 
 BODY, LIMIT = 100_000, 200_000
 # An image may be followed by anything.
@@ -27,11 +27,6 @@ def client(bundles: Path, card: Card) -> Iterator[httpx.Client]:
     settings = Settings(bundles=bundles, max_body_bytes=BODY, max_inflight_bytes=LIMIT)
     with serve(create_app(settings, FakeEngine(card.table(), len(card.labels)))) as client:
         yield client
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[-1])
 
 
 def begin(client: httpx.Client, sent: int) -> socket.socket:
@@ -96,3 +91,10 @@ def test_settings_body_that_could_not_be_held_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RNP_MAX_INFLIGHT_BYTES", "1000000")
     with pytest.raises(SettingsError, match="RNP_MAX_INFLIGHT_BYTES 1000000 is below twice"):
         load_settings()
+
+
+def test_client_that_hangs_up_amid_its_body_is_gone(client: httpx.Client) -> None:
+    begin(client, 5000).close()
+    wait_until(lambda: metric(client, "rnp_requests_total", code="499", route="/classify") == 1)
+    assert metric(client, "rnp_rejected_total", reason="client_gone") == 1
+    assert metric(client, "rnp_rejected_total", reason="not_an_image") == 0

@@ -55,8 +55,9 @@ def test_auto_budget_falls_under_load_and_comes_back(
     engine.started.clear()
     engine.gate.clear()
     with ThreadPoolExecutor(4) as pool:
-        waiting = [pool.submit(client.post, "/classify", content=png()) for _ in range(4)]
+        waiting = [pool.submit(client.post, "/classify", content=png())]
         assert engine.started.wait(10)
+        waiting += [pool.submit(client.post, "/classify", content=png()) for _ in range(3)]
         wait_until(lambda: "rnp_queue_depth 3.0" in client.get("/metrics").text)
         time.sleep(1.1)
         engine.gate.set()

@@ -63,7 +63,7 @@ def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, ca
     }
     assert [(p["label"], p["index"]) for p in predictions] == [("dog", 1), ("cat", 0), ("owl", 2)]
     distances = np.abs((190 / 255 - 0.5) / 0.25 - np.array([1, 0, 2]))
-    powers = np.exp(-distances)
+    powers = np.exp(-distances / card.temperature)
     np.testing.assert_allclose(
         [p["probability"] for p in predictions], powers / powers.sum(), rtol=1e-5
     )
@@ -181,6 +181,14 @@ def test_classify_multipart_of_too_many_pixels_together_is_answered_up_to_the_li
     assert "more than 2000000 pixels together" in refusal
 
 
+def test_classify_multipart_of_jpegs_that_are_read_smaller_counts_what_is_read(
+    client: httpx.Client,
+) -> None:
+    photo = encode(Image.new("RGB", (1000, 900)), "JPEG")
+    results = client.post("/classify", files=files(*[photo] * 4)).json()["results"]
+    assert [result.get("code") for result in results] == [None] * 4
+
+
 def test_classify_model_by_name(tmp_path: Path, settings: Settings, engine: FakeEngine) -> None:
     for name, agent in (("first", BY_LAYER), ("second", BY_PATH)):
         add_bundle(tmp_path, make_card(name, agent))
@@ -225,6 +233,14 @@ def test_classify_large_file_is_decoded_by_a_thread_of_its_own_either_way(
     waited = 1 if settings.decode_in_batch else 2
     assert f'rnp_stage_seconds_count{{stage="decode_queue"}} {waited}.0' in text
     assert 'rnp_stage_seconds_count{stage="decode"} 2.0' in text
+
+
+def test_classify_decoding_is_reckoned_with_once(client: httpx.Client, app: FastAPI) -> None:
+    client.post("/classify", content=png()).raise_for_status()
+    service = app.state.service
+    # What batches decode is in what they take.
+    decode = service.model(None).planner.estimate.decode
+    assert (decode.mean > 0) == (not service.settings.decode_in_batch)
 
 
 def test_classify_full_queue_is_429_and_decodes_nothing(

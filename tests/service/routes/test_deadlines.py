@@ -121,6 +121,22 @@ def test_client_that_hangs_up_is_counted_and_leaves_the_queue(
     assert sum(engine.batches) == 2 + (closing == "while it runs")
 
 
+def test_client_that_closes_its_sending_side_is_taken_to_have_gone(
+    client: httpx.Client, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    body = png()
+    with connect(client) as connection:
+        head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        assert engine.started.wait(10)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1000) == b""
+    engine.gate.set()
+    counted = 'rnp_requests_total{code="499",route="/classify"} 1.0'
+    wait_until(lambda: counted in client.get("/metrics").text)
+
+
 def hang_up(client: httpx.Client, after=lambda: time.sleep(0.2)) -> None:
     """Send an image, and go."""
     body, url = png(), client.base_url

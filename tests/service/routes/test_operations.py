@@ -1,13 +1,25 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import UnixStreamServer
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from service.app import create_app
+from service.metrics import joined
+from service.routes import operations
 from service.settings import Settings
-from tests.service.support import FakeEngine
+from service.siblings import Siblings
+from tests.service.support import FakeEngine, serve, wait_until
 
 
 def test_get_healthz_ok(client: httpx.Client) -> None:
@@ -57,3 +69,54 @@ def test_head_of_what_is_no_get_is_405(client: httpx.Client) -> None:
     assert client.head("/classify").status_code == 405
     assert client.put("/healthz").headers["allow"] == "GET, HEAD"
     assert 'route="/healthz"' in client.get("/metrics").text
+
+
+def test_get_metrics_of_several_processes_is_joined_once_for_all_and_off_the_loop(
+    settings: Settings,
+    engine: FakeEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loops: list[asyncio.AbstractEventLoop | None] = []
+
+    def slow(texts: Mapping[int, bytes]) -> bytes:
+        loops.append(asyncio._get_running_loop())
+        time.sleep(0.5)
+        return joined(texts)
+
+    monkeypatch.setattr(operations, "joined", slow)
+    siblings = Siblings(0, 2, tmp_path, [0, 0])
+    app = create_app(settings, engine, siblings)
+    with serve(app, ready=False) as client, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: client.get("/metrics"), range(4)))
+    assert loops == [None]
+    assert all('rnp_queue_depth{process="0"} 0.0' in answer.text for answer in answers)
+
+
+@pytest.mark.parametrize("code", ["starting", "draining", "too_many_connections"])
+def test_get_readyz_of_a_sibling_that_is_not_ready_says_which_way(
+    settings: Settings, engine: FakeEngine, short_path: Path, code: str
+) -> None:
+    class NotReady(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(b'{"error": "no", "code": "%s"}' % code.encode())
+
+        def address_string(self) -> str:
+            return "sibling"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    app = create_app(settings, engine, Siblings(0, 2, short_path, [0, 0]))
+    with (
+        UnixStreamServer(str(short_path / "1.sock"), NotReady) as sibling,
+        serve(app, ready=False) as client,
+    ):
+        threading.Thread(target=sibling.serve_forever, daemon=True).start()
+        wait_until(lambda: client.get("/models").status_code == 200)
+        answer = client.get("/readyz").json()
+        sibling.shutdown()
+    assert answer["code"] == ("draining" if code == "draining" else "starting")
+    assert "process 1 is" in answer["error"]

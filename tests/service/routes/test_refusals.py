@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.support import FakeEngine, encode, make_card, png, serve
+from tests.service.support import FakeEngine, encode, make_card, metric, png, serve
 
 
 def png_bomb(width: int, height: int) -> bytes:
@@ -188,6 +188,13 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "PUT a list": (put_budget(json=[1]), 422, "bad_parameter", "JSON object"),
     "PUT nothing": (put_budget(), 422, "bad_parameter", "JSON object"),
     "unknown path": ({"method": "GET", "url": "/nope"}, 404, "not_found", "/nope"),
+    "question mark": ({"method": "GET", "url": "/v2%3Fx"}, 404, "not_found", "/v2?x does not"),
+    "wrong at a question mark": (
+        {"method": "GET", "url": "/models/a%3Fb/c"},
+        404,
+        "not_found",
+        "/models/a?b/c does not",
+    ),
     "unknown asset": ({"method": "GET", "url": "/static/no.js"}, 404, "not_found", "no.js"),
     "outside assets": ({"method": "GET", "url": "/static/..%2fapp.py"}, 404, "not_found", "see"),
     "wrong method": ({"method": "GET", "url": "/classify"}, 405, "method_not_allowed", "GET"),
@@ -240,14 +247,6 @@ def test_refusal_of_something_long_is_short(server: httpx.Client, path: str) -> 
 
 
 def test_rejected_counts_refusals_by_code(server: httpx.Client) -> None:
-    def count() -> float:
-        lines = server.get("/metrics").text.splitlines()
-        return float(
-            next(
-                x for x in lines if x.startswith('rnp_rejected_total{reason="cap_too_low"}')
-            ).split()[-1]
-        )
-
-    before = count()
+    before = metric(server, "rnp_rejected_total", reason="cap_too_low")
     server.post("/classify?cap=0.01", content=png())
-    assert count() == before + 1
+    assert metric(server, "rnp_rejected_total", reason="cap_too_low") == before + 1

@@ -13,7 +13,6 @@ from service.security.access import Role, role_of
         ("GET /openapi.json", Role.ANYONE),
         ("GET /static/swagger-ui.css", Role.ANYONE),
         ("GET /healthz", Role.ANYONE),
-        ("HEAD /readyz", Role.ANYONE),
         ("GET /metrics", Role.ANYONE),
         ("GET /v2/health/live", Role.ANYONE),
         ("GET /v2/health/ready", Role.ANYONE),

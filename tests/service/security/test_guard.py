@@ -54,13 +54,21 @@ def test_caller_needs_a_key(guarded: httpx.Client, path: str) -> None:
             assert guarded.post(path, content=png(), headers=headers | given).status_code == 200
 
 
+def test_head_needs_the_key_that_a_get_does(guarded: httpx.Client) -> None:
+    assert guarded.head("/readyz").status_code == 200
+    assert guarded.head("/models").status_code == 401
+    assert guarded.head("/models", headers=bearer(CALLER)).status_code == 200
+
+
 def test_refusal_under_v2_has_the_protocols_form(guarded: httpx.Client) -> None:
     response = guarded.get("/v2/models/tiny")
     assert (response.status_code, set(response.json())) == (401, {"error"})
 
 
 @pytest.mark.parametrize(
-    "authorization", ["", "Bearer", f"Basic {CALLER}", CALLER, f"Bearer {CALLER}, x"]
+    "authorization",
+    ["", "Bearer", f"Basic {CALLER}", CALLER, f"Bearer {CALLER}, x"],
+    ids=["empty", "no key", "basic", "no scheme", "more than a key"],
 )
 def test_other_authorization_is_no_key(guarded: httpx.Client, authorization: str) -> None:
     response = guarded.get("/models", headers={"Authorization": authorization})

@@ -72,6 +72,12 @@ def test_cors_lets_a_listed_origin_ask(shared: httpx.Client) -> None:
     assert "access-control-allow-credentials" not in response.headers
 
 
+def test_cors_star_lets_any_origin_ask(settings: Settings, engine: FakeEngine) -> None:
+    with serve(create_app(settings.model_copy(update={"cors_origins": "*"}), engine)) as client:
+        headers = client.get("/models", headers={"Origin": ORIGIN}).headers
+    assert headers["access-control-allow-origin"] == "*"
+
+
 def test_cors_other_origin_is_not_let_in(shared: httpx.Client) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     assert shared.options("/classify", headers=asked).status_code == 400
