@@ -67,8 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     calibrating.add_argument("bundle", type=Path, help="directory of the bundle")
     calibrating.add_argument("--data", required=True, help="as it was given to fit")
     calibrating.add_argument(
-        "--points", type=int, default=0, help="penalties to measure; 0 for as many as it has"
-    )
+        "--points", type=int, default=0,
+        help="penalties to measure; 0 for as many as it was trained to have",
+    )  # fmt: skip
     calibrating.add_argument("--out", type=Path, required=True, help="directory of the new bundle")
     _add_machine_flags(calibrating)
     return parser

@@ -1,37 +1,35 @@
-"""From budget to penalty: what each penalty spends, measured on held-out training images."""
+"""What held-out training images say: what each penalty spends, and how sure answers should be."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 from tqdm import tqdm
 
 from models.card import CalibrationPoint, penalty_at, penalty_scale
-from models.network import Network
-from models.preprocess import Preprocessing
-from training.data import Images
-from training.measure import Policy
+from models.compute import IntArray
+from training.measure import Logits, Policy
 
 # Below 0 compute is spent on images that are not expected to gain: a budget may ask for that. At
 # this one the agent takes all that the full network's compute allows.
 LOWEST_PENALTY = -10.0
+# Of the penalties so many are asked for a temperature, which hardly differs from one to the other.
+_ASKED = 5
+# The least and the highest temperature that are found.
+_TEMPERATURES = (1 / 16, 16.0)
 
 
 def calibrate(
-    network: Network,
-    held_out: Images,
-    preprocessing: Preprocessing,
-    *,
-    highest_penalty: float,
-    points: int,
+    policy: Policy, *, highest_penalty: float, points: int
 ) -> tuple[CalibrationPoint, ...]:
     """Measure penalties where the spending changes most, and sort them by rising fraction.
 
     Args:
-        network: folded, with the weights as they are served.
+        policy: on held-out images, of a folded network with the weights as they are served.
         points: how many are measured, fewer if there is nothing between them.
     """
-    policy = Policy(network, held_out, preprocessing)
     measured: dict[float, CalibrationPoint] = {}
 
     def measure(penalty: float) -> None:
@@ -76,3 +74,37 @@ def rising(points: list[CalibrationPoint]) -> tuple[CalibrationPoint, ...]:
         if not kept or point.fraction > kept[-1].fraction:
             kept.append(point)
     return tuple(kept)
+
+
+def temperature(policy: Policy, points: Sequence[CalibrationPoint]) -> float:
+    """What logits are divided by, whatever the budget, so that labels are likeliest.
+
+    The geometric mean over a few of the penalties (temperature scaling: Guo et al., On Calibration
+    of Modern Neural Networks, ICML 2017).
+
+    Args:
+        policy: that the points were measured with.
+    """
+    reached = [point for point in points if point.fraction <= 1] or points[:1]
+    few = reached[:: -(-len(reached) // _ASKED)]
+    logs = [np.log(likeliest(policy(p.penalty).logits, policy.images.labels)) for p in few]
+    return float(np.exp(np.mean(logs)))
+
+
+def likeliest(logits: Logits, labels: IntArray) -> float:
+    """The temperature at which the labels (N,) have the greatest likelihood, found by bisection.
+
+    Args:
+        logits: (N, classes).
+    """
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    of_labels = values[np.arange(len(labels)), labels].mean()
+    low, high = np.log(_TEMPERATURES)
+    # The likelihood has one peak; hotter, and what is expected of the logits falls.
+    for _ in range(40):
+        middle = (low + high) / 2
+        powers = np.exp(values / np.exp(middle))
+        expected = ((powers * values).sum(axis=1) / powers.sum(axis=1)).mean()
+        low, high = (middle, high) if expected > of_labels else (low, middle)
+    return float(np.exp((low + high) / 2))

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import WEIGHTS, Bundle, read_bundle
 from models.card import Card
 from training.curves import picture
+from training.data import Images
 from training.errors import ConfigError
 from training.evaluation import (
     about,
@@ -28,7 +29,7 @@ from training.evaluation import (
     network_of,
     test_images,
 )
-from training.files import write_atomic
+from training.files import check_out, write_atomic
 from training.measure import along
 from training.rivals import measure
 
@@ -55,23 +56,34 @@ def compare(
         static: reports of static networks.
 
     Raises:
-        ConfigError: the bundles are of different kinds or one is there twice, or a report cannot be
-            read or is of another network.
+        TrainingError, BundleError: anything the user can mend, before any time is spent: the
+            bundles are of different kinds, or one is there twice, or a report cannot be read or is
+            of another network or other images.
     """
     ours = [read_bundle(path) for path in bundles]
     rivals = [read_bundle(path) for path in others]
     if len({_kind(bundle.card) for bundle in ours}) > 1:
         raise ConfigError("the bundles to compare must differ in nothing but their seeds")
-    if len({bundle.digest for bundle in ours}) < len(ours):
-        raise ConfigError("a bundle is named twice: name each once")
-    networks = [_read_static(path, ours[0].card) for path in static]
+    # By their weights, or a bundle and its recalibrated copy would pass for two.
+    if len({bundle.card.files[WEIGHTS] for bundle in ours}) < len(ours):
+        raise ConfigError("a bundle is named twice, or has another's weights: name each once")
     for bundle in ours:
         check_budgets(bundle.card, budgets)
-    report: dict[str, Any] = {"seed": seed, "ours": [], "others": [], "static": networks}
-    for bundle in ours:
-        report["ours"].append(_ours(bundle, source, budgets, cache, seed))
-    for bundle in rivals:
-        report["others"].append(_other(bundle, source, budgets, cache))
+    check_out(out)
+    # All that can be refused is loaded before the first is measured, which takes long.
+    loaded = [
+        (one, test_images(one.card, source, cache), held_out_images(one.card, source, cache))
+        for one in ours
+    ]
+    loaded_rivals = [(one, test_images(one.card, source, cache)) for one in rivals]
+    data, images = Path(source).name, len(loaded[0][1])
+    networks = [_read_static(path, ours[0].card, data, images) for path in static]
+    report: dict[str, Any] = {
+        "seed": seed,
+        "ours": [_ours(*one, source, budgets, seed) for one in loaded],
+        "others": [_other(*one, source, budgets) for one in loaded_rivals],
+        "static": networks,
+    }
     report.update(_means(report["ours"]))
     print(tables(report))
     write_atomic(out / "compare.md", tables(report).encode())
@@ -81,10 +93,14 @@ def compare(
 
 
 def _ours(
-    bundle: Bundle, source: str, budgets: Sequence[float], cache: Path, seed: int
+    bundle: Bundle,
+    images: Images,
+    held_out: Images,
+    source: str,
+    budgets: Sequence[float],
+    seed: int,
 ) -> dict[str, Any]:
-    images, network = test_images(bundle.card, source, cache), network_of(bundle)
-    held_out = held_out_images(bundle.card, source, cache)
+    network = network_of(bundle)
     rows = measure(bundle.card, network, images, held_out, budgets, seed)
     full = along(network, images, bundle.card.preprocessing, full_path(network))
     return {
@@ -97,8 +113,7 @@ def _ours(
     }
 
 
-def _other(bundle: Bundle, source: str, budgets: Sequence[float], cache: Path) -> dict[str, Any]:
-    images = test_images(bundle.card, source, cache)
+def _other(bundle: Bundle, images: Images, source: str, budgets: Sequence[float]) -> dict[str, Any]:
     within = [budget for budget in budgets if budget >= bundle.card.min_fraction]
     points = measure_budgets(network_of(bundle), bundle.card, images, within)
     return {
@@ -114,11 +129,13 @@ def _kind(card: Card) -> tuple[object, ...]:
     return card.backbone, card.labels, *agent.values()
 
 
-def _read_static(path: Path, card: Card) -> dict[str, Any]:
+def _read_static(path: Path, card: Card, data: str, images: int) -> dict[str, Any]:
+    """What is shown of a static network, if it is of the card's and was asked the same images."""
     try:
         report = json.loads(path.read_text())
         told = {name: report[name] for name in ("method", "fraction", "accuracy", "seed")}
         full, labels = round(report["macs"] / report["fraction"]), report["labels"]
+        asked = report["data"], report["images"], *_sizes(report["preprocessing"])
     except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"static report {path} cannot be read: {error}") from error
     if (full, tuple(labels)) != (card.table().full, card.labels):
@@ -127,7 +144,22 @@ def _read_static(path: Path, card: Card) -> dict[str, Any]:
             f"{card.name} has {card.table().full} and {len(card.labels)}: give reports of the same "
             "network and data"
         )
+    ours = data, images, *_sizes(asdict(card.preprocessing))
+    if asked != ours:
+        raise ConfigError(
+            f"static report {path} is of {_told(*asked)}, but ours is asked {_told(*ours)}: give "
+            "reports of the same images, prepared alike"
+        )
     return told
+
+
+def _sizes(preprocessing: dict[str, Any]) -> tuple[int, int]:
+    """How large images are resized and cropped; statistics differ by the images held out."""
+    return preprocessing["resize"], preprocessing["size"]
+
+
+def _told(data: str, images: int, resize: int, size: int) -> str:
+    return f"{images} test images of {data}, resized to {resize} pixels and cropped to {size}"
 
 
 def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:

@@ -159,11 +159,11 @@ class Agent:
         encoding: features into which the layer by layer forms encode a layer's input.
         ways: that these send each image along in a recording.
         epsilon: ε of their last recording; it falls from 1. See `training.qlearning`.
-        penalties: lowest and highest penalty that "priced" draws; calibration tries up to the
-            highest in every form.
+        penalties: lowest and highest penalty that "paths" and "priced" draw; calibration tries up
+            to the highest in every form.
         penalty: the fixed one of "paper", per group.
-        seed: added to the run's where an agent of "paths" begins and learns: how much hangs on
-            chance, on one backbone.
+        seed: added to the run's where the agent begins, and where one of "paths" learns: how much
+            hangs on chance, on one backbone.
     """
 
     form: Literal["paths", "priced", "paper"] = "paths"

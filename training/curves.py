@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ _MARGIN = 0.8
 
 def picture(report: dict[str, Any]) -> bytes:
     """A report of `training.compare`, as PNG."""
-    with mpl.rc_context({"font.size": 9, "text.parse_math": False}):
+    with style.context(["default", {"font.size": 9, "text.parse_math": False}]):
         figure = Figure(figsize=(7.5, 5.2), dpi=120, layout="constrained")
         axes = figure.subplots()
         lowest = min(
@@ -82,10 +82,10 @@ def picture(report: dict[str, Any]) -> bytes:
 def _lines(axes: Axes, report: dict[str, Any]) -> Points:
     """Draw ours and its rivals on the same weights; returns all points, in percent."""
     drawn: Points = []
-    for name, style in _STYLES.items():
+    for name, line in _STYLES.items():
         if name in report["rows"][0]["accuracy"]:
             points = _percent((row["fraction"], row["accuracy"][name]) for row in report["rows"])
-            axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
+            axes.plot(*zip(*points, strict=True), label=name, markersize=4, **line)
             drawn += points
     return drawn
 

@@ -130,7 +130,7 @@ def load_train(
 def load_test(
     source: str, preprocessing: Preprocessing, *, names: Sequence[str], cache: Path
 ) -> Images:
-    """Test images, for `evaluate` alone.
+    """Test images: to measure what was chosen, never to choose.
 
     The split named test is taken, or else validation. A source that has neither gives the fifth
     of its images that `load_train` leaves out.
@@ -152,7 +152,7 @@ def load_test(
 
 
 def stratified(labels: Labels, count: int, seed: int) -> npt.NDArray[np.bool_]:
-    """(N,) mask of exactly `count` random images, each class by its share (one more or less)."""
+    """(N,) mask of `count` random images, or all, each class by its share (one more or less)."""
     order = np.random.default_rng(seed).permutation(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):

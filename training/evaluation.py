@@ -21,8 +21,9 @@ from models.network import Network
 from models.weights import load
 from training.data import Images, load_test, load_train
 from training.errors import ConfigError
-from training.files import write_atomic
+from training.files import check_out, write_atomic
 from training.measure import Outcome, Policy, along, by_policy, machine
+from training.splits import check_set_aside
 
 # What a point's name takes of the picture's width, in percent of the MACs.
 _NAME_WIDTH = 14.0
@@ -34,15 +35,22 @@ def network_of(bundle: Bundle) -> Network:
 
 
 def test_images(card: Card, source: str, cache: Path) -> Images:
-    """The test images of a source, labelled as the bundle labels them."""
-    return load_test(source, card.preprocessing, names=card.labels, cache=cache)
+    """The test images of a source, labelled as the bundle labels them.
+
+    Raises:
+        ConfigError: the bundle may have been trained on some of them.
+        DataError: the source or an image cannot be used, or a class was not trained.
+    """
+    images = load_test(source, card.preprocessing, names=card.labels, cache=cache)
+    check_set_aside(images, source, card.name, card.data)
+    return images
 
 
 def held_out_images(card: Card, source: str, cache: Path) -> Images:
     """The training images on which the bundle was calibrated, if the source is the same.
 
     Raises:
-        ConfigError: the source has other training images now, as far as the card knows.
+        ConfigError: the source has other classes or training images now, as far as the card knows.
         DataError: the source has no such training images.
     """
     data, count = card.data, int(str(card.data.get("held_out", 0)))
@@ -50,10 +58,11 @@ def held_out_images(card: Card, source: str, cache: Path) -> Images:
         source, card.preprocessing, held_out=count, seed=card.seed, cache=cache
     )
     # Older cards have no digest.
-    if (data.get("digest", train.digest), data["train"]) != (train.digest, len(train)):
+    then = data.get("digest", train.digest), data.get("train"), card.labels
+    if then != (train.digest, len(train), train.names):
         raise ConfigError(
-            f"data {source!r} has other training images than those that {card.name} was trained "
-            "on: which of them it was trained without is not known"
+            f"data {source!r} has other classes or training images than those that {card.name} was "
+            "trained on: which of them it was trained without is not known"
         )
     return held_out
 
@@ -101,10 +110,15 @@ def measure_budgets(
 def evaluate(
     bundle_path: Path, source: str, budgets: Sequence[float], cache: Path, out: Path
 ) -> None:
-    """Measure a bundle on a source's test images; print the table, write JSON and picture."""
+    """Measure a bundle on a source's test images; print the table, write JSON and picture.
+
+    Raises:
+        TrainingError, BundleError: anything the user can mend, before any time is spent.
+    """
     bundle = read_bundle(bundle_path)
     card = bundle.card
     check_budgets(card, budgets)
+    check_out(out)
     images = test_images(card, source, cache)
     points = measure_budgets(network_of(bundle), card, images, budgets)
     print(table(card, points, len(images)))
@@ -149,38 +163,40 @@ def table(card: Card, points: Sequence[TestPoint], images: int) -> str:
 
 def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
     """Accuracy against compute, as PNG."""
-    import matplotlib as mpl
+    from matplotlib import style
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    fractions = [100 * point.fraction for point in points]
-    accuracies = [100 * point.accuracy for point in points]
-    axes.plot(fractions, accuracies, "o-", color="#1f6feb", label="test images")
-    named_at, following = math.inf, math.inf
-    for point, x, y in reversed(list(zip(points, fractions, accuracies, strict=True))):
-        if named_at - x >= _NAME_WIDTH:  # else names would lie on each other
-            named_at = x
-            # On the side of the curve where its next point is not.
-            axes.annotate(
-                f"budget {point.budget:g}\n{y:.1f} %", (x, y), (6, -22 if y <= following else 6),
-                textcoords="offset points", fontsize=8,
-            )  # fmt: skip
-        following = y
-    held_out = [(100 * p.fraction, 100 * p.accuracy) for p in card.calibration]
-    axes.plot(*zip(*held_out, strict=True), ".", color="#9aa4b2", label="held-out training images")
-    axes.set_xlabel("mean compute, % of the full network's MACs")
-    axes.set_ylabel("accuracy, %")
-    axes.set_title(f"{card.name}: one set of weights, every budget", fontsize=10)
-    axes.set_xlim(0, 118)
-    axes.margins(y=0.15)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120)
-    plt.close(figure)
+    with style.context("default"):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        fractions = [100 * point.fraction for point in points]
+        accuracies = [100 * point.accuracy for point in points]
+        axes.plot(fractions, accuracies, "o-", color="#1f6feb", label="test images")
+        named_at, following = math.inf, math.inf
+        for point, x, y in reversed(list(zip(points, fractions, accuracies, strict=True))):
+            if named_at - x >= _NAME_WIDTH:  # else names would lie on each other
+                named_at = x
+                # On the side of the curve where its next point is not.
+                place = (6, -22 if y <= following else 6)
+                axes.annotate(
+                    f"budget {point.budget:g}\n{y:.1f} %", (x, y), place,
+                    textcoords="offset points", fontsize=8,
+                )  # fmt: skip
+            following = y
+        held_out = [(100 * p.fraction, 100 * p.accuracy) for p in card.calibration]
+        axes.plot(
+            *zip(*held_out, strict=True), ".", color="#9aa4b2", label="held-out training images"
+        )
+        axes.set_xlabel("mean compute, % of the full network's MACs")
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"{card.name}: one set of weights, every budget", fontsize=10)
+        axes.set_xlim(0, 118)
+        axes.margins(y=0.15)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="lower right", frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=120)
     return buffer.getvalue()
 
 

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConfigError
+
+
+def check_out(out: Path) -> None:
+    """See that what `--out` names can be written, before any time is spent; nothing is left there.
+
+    Raises:
+        ConfigError: nothing can be written there, or where its folder would be created.
+    """
+    there = next(place for place in (out, *out.parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--out is {out}, but nothing can be written there ({error.strerror}): choose another"
+        ) from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from models.network import Network
 from training.corruptions import SETTINGS, STRENGTHS, corrupt
 from training.data import Images
 from training.evaluation import at_budget
-from training.measure import Outcome
+from training.measure import Outcome, Policy
 
 BINS, DECILES = 15, 10
 
@@ -152,12 +152,14 @@ def find(
     runs = len({*budgets, 1.0}) + 2 * len(SETTINGS) * len(STRENGTHS)
     with tqdm(total=runs, desc="report", unit="run", disable=None) as bar:
 
-        def run(images: Images, budget: float) -> Outcome:
-            outcome = at_budget(network, card, images, budget)
+        def run(images: Images, budget: float, policy: Policy | None = None) -> Outcome:
+            outcome = at_budget(network, card, images, budget, policy)
             bar.update()
             return outcome
 
-        outcomes = {budget: run(images, budget) for budget in sorted({*budgets, 1.0})}
+        # Corrupted ones are asked at one budget alone: there only the paths chosen are run.
+        asked = Policy(network, images, card.preprocessing)
+        outcomes = {budget: run(images, budget, asked) for budget in sorted({*budgets, 1.0})}
         ours, full = outcomes[focus], outcomes[1.0]
         rows = []
         for kind in SETTINGS:
@@ -167,7 +169,7 @@ def find(
     loss = losses(full, images)
     return Findings(
         focus,
-        [_at_budget(budget, outcome, loss) for budget, outcome in outcomes.items()],
+        [_at_budget(at, outcome, loss, card.temperature) for at, outcome in outcomes.items()],
         _of_classes(images, ours, full),
         rows,
         _deciles(loss, ours, full),
@@ -183,9 +185,9 @@ def losses(outcome: Outcome, images: Images) -> FloatArray:
     return -logs
 
 
-def reliability(outcome: Outcome) -> list[Bin]:
+def reliability(outcome: Outcome, temperature: float) -> list[Bin]:
     """Images in bins of equal range of confidence."""
-    confidence = np.exp(outcome.log_probabilities.max(axis=1))
+    confidence = np.exp(outcome.at_temperature(temperature).max(axis=1))
     place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     groups = [place == number for number in np.unique(place)]
     return [
@@ -214,8 +216,8 @@ def _ranks(values: FloatArray) -> FloatArray:
     return ranks
 
 
-def _at_budget(budget: float, outcome: Outcome, loss: FloatArray) -> AtBudget:
-    bins = reliability(outcome)
+def _at_budget(budget: float, outcome: Outcome, loss: FloatArray, temperature: float) -> AtBudget:
+    bins = reliability(outcome, temperature)
     return AtBudget(
         budget,
         outcome.mean_fraction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,24 @@ from models.network import Network
 from models.storage import Tensors, pack, unpack
 from models.weights import export
 from training import finetune, layerwise, paths, pathwise, settings, supernet
-from training.calibration import calibrate
+from training.calibration import calibrate, temperature
 from training.config import Config
 from training.errors import CheckpointError, ConfigError
 from training.evaluation import measure_budgets, network_of, picture, table, test_images
-from training.measure import commit
+from training.measure import Policy, commit
 from training.pretrained import begin
 from training.run import Run
+from training.splits import data_of, lineage
 
-_OF_PATHS = ("agent.rule", "agent.looks", "agent.sees", "agent.views")
+_SEARCH = ("paths.count", "paths.images")
+_OF_PATHS = ("agent.rule", "agent.looks", "agent.sees", "agent.views", *_SEARCH)
 # What would be ignored if it were set, by the setting that makes it so.
 _UNUSED = {
     "agent.form=paths": ("agent.encoding", "agent.ways", "agent.epsilon", "agent.penalty"),
-    "agent.form=priced": (*_OF_PATHS, "agent.penalty"),
+    "agent.form=priced": ("agent.penalty", *_OF_PATHS),
     "agent.form=paper": _OF_PATHS,
-    "supernet.epochs=0": ("paths.count", "paths.images"),
+    "supernet.epochs=0": ("supernet.learning_rate", "supernet.random_paths"),
+    "finetune.epochs=0": ("finetune.learning_rate",),
 }
 
 
@@ -43,13 +46,13 @@ def fit(config: Config, *, resume: bool) -> None:
     """
     _check(config)
     run = Run.open(config, resume=resume)
-    _check_paths(run)
+    _check_stages(run)
     network = begin(run)
     _train(run, network)
     packed = pack(export(network), config.export.weights)
     bundle = _bundle(run, network, unpack(packed))
     bundle = _evaluated(run, bundle)
-    _write(bundle, packed)
+    write(bundle, packed)
     print(f"bundle written to {config.out}")
 
 
@@ -69,23 +72,32 @@ def _check(config: Config) -> None:
             "setting supernet.epochs is 0: give it some, or start from a bundle with "
             "backbone.pretrained"
         )
-    _check_unused(config, f"agent.form={agent.form}", {})
+    form = f"agent.form={agent.form}"
+    _check_unused(config, form, _UNUSED[form], {})
 
 
-def _check_paths(run: Run) -> None:
-    """Complain before the supernet is trained of what the paths will not be."""
-    config = run.config
-    if config.agent.form != "paths":
-        return
-    paths.ends(run.backbone, config.agent)
-    if bundle := paths.kept(run):
-        _check_unused(config, "supernet.epochs=0", settings.flatten(bundle.card.training))
+def _check_stages(run: Run) -> None:
+    """Complain before any stage of what some will leave unused, and of what no paths can be."""
+    config, past = run.config, {}
+    if run.start is not None:
+        past = settings.flatten(run.start.card.training)
+    for stage, epochs in (
+        ("supernet", config.supernet.epochs),
+        ("finetune", config.finetune.epochs),
+    ):
+        if epochs == 0:
+            case = f"{stage}.epochs=0"
+            _check_unused(config, case, _UNUSED[case], past)
+    if config.agent.form == "paths":
+        paths.ends(run.backbone, config.agent)
+        if paths.kept(run):
+            _check_unused(config, "supernet.epochs=0", _SEARCH, past)
 
 
-def _check_unused(config: Config, case: str, past: Mapping[str, Any]) -> None:
+def _check_unused(config: Config, case: str, names: Sequence[str], past: Mapping[str, Any]) -> None:
     """Refuse settings that would be ignored, but for defaults and what was used in the past."""
     now, default = (settings.flatten(settings.to_dict(c)) for c in (config, Config()))
-    for name in _UNUSED[case]:
+    for name in names:
         if now[name] not in (default[name], past.get(name)):
             raise ConfigError(
                 f"setting {name} is {now[name]!r}, but with {case} it is not used: leave it at "
@@ -122,35 +134,32 @@ def _bundle(run: Run, network: Network, tensors: Tensors) -> Bundle:
         agent=network.agent.config,
         preprocessing=run.preprocessing,
         calibration=(),
-        data={
-            # A local path says where, which is nobody's business but the trainer's; the name, what.
-            "source": Path(config.data.source).name,
-            "train": len(run.train),
-            "held_out": len(run.held_out),
-            "digest": run.train.digest,
-        },
+        data=data_of(config.data.source, run.train, run.held_out),
         seed=config.seed,
         training=_told(run),
         git_commit=commit(),
     )
     bundle = Bundle(card, tensors, Path(config.out), "")
-    return replace(bundle, card=replace(card, calibration=_calibration(run, bundle)))
+    points, degree = _calibration(run, bundle)
+    return replace(bundle, card=replace(card, calibration=points, temperature=degree))
 
 
-def _calibration(run: Run, bundle: Bundle) -> tuple[CalibrationPoint, ...]:
+def _calibration(run: Run, bundle: Bundle) -> tuple[tuple[CalibrationPoint, ...], float]:
+    """Penalties and temperature."""
     checkpoint = run.checkpoints.load("calibration")
-    if checkpoint is None:
-        points = calibrate(
-            network_of(bundle).to(run.device),
-            run.held_out,
-            run.preprocessing,
-            highest_penalty=max(run.config.agent.penalties),
-            points=run.config.calibration.points,
-        )
-        state = {"points": [asdict(point) for point in points]}
-        run.checkpoints.save("calibration", state, done=True)
-        return points
-    return tuple(CalibrationPoint(**point) for point in checkpoint.state["points"])
+    if checkpoint is not None:
+        state = checkpoint.state
+        return tuple(CalibrationPoint(**point) for point in state["points"]), state["temperature"]
+    policy = Policy(network_of(bundle).to(run.device), run.held_out, run.preprocessing)
+    points = calibrate(
+        policy,
+        highest_penalty=max(run.config.agent.penalties),
+        points=run.config.calibration.points,
+    )
+    degree = temperature(policy, points)
+    state = {"points": [asdict(point) for point in points], "temperature": degree}
+    run.checkpoints.save("calibration", state, done=True)
+    return points, degree
 
 
 def _evaluated(run: Run, bundle: Bundle) -> Bundle:
@@ -163,7 +172,12 @@ def _evaluated(run: Run, bundle: Bundle) -> Bundle:
     return replace(bundle, card=replace(card, test=points))
 
 
-def _write(bundle: Bundle, packed: Tensors) -> None:
+def write(bundle: Bundle, packed: Tensors) -> None:
+    """Write a bundle and its picture.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing half-written is left.
+    """
     curve = picture(bundle.card, bundle.card.test)
     try:
         write_bundle(bundle.path, bundle.card, packed, curve)
@@ -176,7 +190,7 @@ def _told(run: Run) -> dict[str, object]:
     sections, start = settings.to_dict(run.config), run.start
     if start is not None:
         sections["backbone"]["pretrained"] = start.card.name
-    earlier = {} if start is None else {"started_from": start.card.training}
+    earlier = {} if start is None else {"started_from": lineage(start.card)}
     return earlier | {
         name: sections[name]
         for name in (

@@ -54,7 +54,11 @@ class Outcome:
     @property
     def log_probabilities(self) -> FloatArray:
         """(N, classes) float64, by which sure images differ that float32 takes for equal."""
-        logits = self.logits.astype(np.float64)
+        return self.at_temperature(1.0)
+
+    def at_temperature(self, temperature: float) -> FloatArray:
+        """(N, classes) float64, logarithms of the probabilities at a temperature."""
+        logits = self.logits.astype(np.float64) / temperature
         logits -= logits.max(axis=1, keepdims=True)
         logs: FloatArray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return logs
@@ -102,16 +106,20 @@ class Policy:
 
     An agent that goes along whole paths sees the same of an image at every penalty: each path is
     run once, on all images, when it is first asked for.
+
+    Attributes:
+        images: that it is asked about.
     """
 
     def __init__(self, network: Network, images: Images, preprocessing: Preprocessing) -> None:
-        self._network, self._images, self._preprocessing = network, images, preprocessing
+        self.images = images
+        self._network, self._preprocessing = network, preprocessing
         self._looks: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, penalty: float, cap: float = math.inf) -> Outcome:
         """Let it choose each image's path."""
-        network, images = self._network, self._images
+        network, images = self._network, self.images
         if not isinstance(network.agent, PathAgent):
             return by_policy(network, images, self._preprocessing, penalty, cap)
         penalties = torch.full((len(images),), penalty, device=network.device)
@@ -128,14 +136,14 @@ class Policy:
         network, agent = self._network, self._network.agent
         if not isinstance(agent, PathAgent):
             return []
-        everyone = torch.arange(len(self._images), device=network.device)
+        everyone = torch.arange(len(self.images), device=network.device)
         paths, n = agent.paths.cpu().numpy(), len(everyone)
         costs = path_macs(paths, network.table, agent=False)
         found = []
         for number, path in enumerate(paths):
             answers, _ = self._look(number, everyone)
             widths, macs = np.broadcast_to(path, (n, len(path))), np.full(n, costs[number])
-            found.append(_outcome(network, self._images, widths, macs, [answers.cpu()]))
+            found.append(_outcome(network, self.images, widths, macs, [answers.cpu()]))
         return found
 
     @torch.no_grad()
@@ -155,13 +163,13 @@ class Policy:
             before = logits[here] if number else None
             logits[here] = blended(answers, before, agent.config.blend)
         last = len(paths) - 1 - routes[:, ::-1].argmax(axis=1)
-        found = _outcome(network, self._images, paths[last], routes @ costs, [logits.cpu()])
+        found = _outcome(network, self.images, paths[last], routes @ costs, [logits.cpu()])
         return replace(found, routes=routes)
 
     def _look(self, number: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         if number not in self._looks:
             network = self._network
-            batches = in_order(self._images, self._preprocessing, BATCH, network.device)
+            batches = in_order(self.images, self._preprocessing, BATCH, network.device)
             parts = [network.look(batch.images, number) for batch in batches]
             answers, means = zip(*parts, strict=True)
             self._looks[number] = torch.cat(answers), torch.cat(means)

@@ -24,7 +24,7 @@ from models.preprocess import Preprocessing
 from models.weights import folded
 from training.batches import Batch, in_order
 from training.config import Agent
-from training.data import Images
+from training.data import Images, stratified
 from training.errors import ConfigError
 from training.run import Run
 from training.supernet import tie
@@ -40,7 +40,10 @@ def find(run: Run, network: Network) -> AgentConfig:
         return _as_set(start.card.agent, settings)
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is None:
-        images = run.held_out.subset(np.arange(min(run.config.paths.images, len(run.held_out))))
+        labels = run.held_out.labels
+        # Folders list their images class by class: the first ones would be of the first classes.
+        drawn = stratified(labels, run.config.paths.images, run.config.seed)
+        images = run.held_out.subset(drawn)
         chain = narrowing(folded(network).to(run.device), images, run.preprocessing, run.autocast())
         state = {"chain": [list(path) for path in chain]}
         run.checkpoints.save(STAGE, state, done=True)

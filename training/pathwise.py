@@ -293,7 +293,8 @@ def _policy(agent: PathAgent, looks: Looks, rule: str) -> dict[str, float]:
         ends = zip(values, stopped, strict=True)
         return torch.cat([of[rows, before[rows]] for of, rows in ends])
 
-    worth = [r.float() for r in looks.right] if rule == "right" else [-x for x in looks.losses]
+    by_right = rule in ("right", "supervised")
+    worth = [r.float() for r in looks.right] if by_right else [-x for x in looks.losses]
     gained = reached(worth).mean() - worth[0].mean()
     compute = charged.mean().item()
     return {

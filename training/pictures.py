@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -30,20 +30,23 @@ COLUMNS, ROW = 4, 1.32
 # What is logged of an agent that learns, and how it is called.
 LEARNING = {"error": "error", "reward": "reward", "compute": "compute (share)", "loss": "loss"}
 
-_STYLE = mpl.rc_context(
-    {
-        "font.size": 9,
-        "text.parse_math": False,  # A class may be called $.
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": OTHER,
-        "axes.axisbelow": True,
-        "grid.color": FAINT,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-    }
+_STYLE = style.context(
+    [
+        "default",  # whatever the user's own matplotlibrc says
+        {
+            "font.size": 9,
+            "text.parse_math": False,  # A class may be called $.
+            "axes.titlesize": 9,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": OTHER,
+            "axes.axisbelow": True,
+            "grid.color": FAINT,
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+        },
+    ]
 )
 
 

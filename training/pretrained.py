@@ -44,7 +44,8 @@ def begin(run: Run) -> Network:
     network = run.placed(network_from(bundle, run.backbone, run.train.names))
     paths = [list(path) for path in bundle.card.agent.paths]
     random = generator(run.config.seed, PATHS)
-    known = [*sandwich(run.backbone, 0 if paths else SETTLING_PATHS, random), *paths[1:]]
+    # The sandwich has the narrowest and the whole one, as the agent's first and last are.
+    known = [*sandwich(run.backbone, 0 if paths else SETTLING_PATHS, random), *paths[1:-1]]
     settle(network, sample(run), known)
     return network
 

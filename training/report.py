@@ -18,7 +18,7 @@ from training.corruptions import SETTINGS, STRENGTHS, corrupt
 from training.data import Images, Pixels
 from training.errors import ConfigError
 from training.evaluation import about, check_budgets, network_of, test_images
-from training.files import write_atomic
+from training.files import check_out, write_atomic
 from training.findings import Findings, find
 from training.pathwise import STAGE
 from training.pictures import Tile
@@ -60,6 +60,7 @@ def report(
     focus = focus_of(budgets)
     if count < 0:
         raise ConfigError(f"--images is {count}: it must be at least 1, or 0 for all")
+    check_out(out)
     learning = [] if log is None else learnt(log)
     every = test_images(card, source, cache)
     images = some(every, count, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,10 +22,12 @@ from training import settings
 from training.backward import Backward
 from training.batches import Augmentation, Batch, Batches
 from training.checkpoint import Checkpoints
-from training.config import Config
+from training.config import Config, Supernet
 from training.data import Images, channel_statistics, load_train
 from training.errors import CheckpointError, ConfigError
+from training.files import check_out
 from training.runlog import StageLog
+from training.splits import check_split
 
 # Every use of randomness has a number of its own, so that none shifts another's; augmentation has
 # those of its epochs, which are lower.
@@ -72,7 +74,7 @@ class Run:
                 f"{config.work_dir} holds checkpoints of a run: continue it with --resume, "
                 "choose another with --set work=…, or remove it"
             )
-        _check_out(config)
+        check_out(Path(config.out))
         settings.save(config, config.work_dir)
         train, held_out = load_train(
             config.data.source,
@@ -83,9 +85,8 @@ class Run:
             wide=config.supernet.crop < 1,
         )
         if start is not None:
-            _check_split(start, config, train, held_out)
-        bundle = start.digest if start else None
-        inputs = {"data.source": train.digest, "backbone.pretrained": bundle}
+            check_split(start, config, train, held_out)
+        inputs = {"data.source": train.digest, "backbone.pretrained": _start_digest(config, start)}
         settings.pin(config, inputs, resume=resume)
         return cls(
             config,
@@ -114,7 +115,7 @@ class Run:
 
     def placed(self, network: Network) -> Network:
         """A network where it is trained, its maps and weights channels-last."""
-        return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return channels_last(network.to(self.device))
 
     def batches(self, size: int, *, as_served: bool = True) -> Batches:
         """Augmented training batches, of images as large as those served or as the settings say."""
@@ -164,6 +165,11 @@ class Run:
         return StageLog(self.config.work_dir, stage, steps=steps, done=done)
 
 
+def channels_last(network: Network) -> Network:
+    """The network, its maps and weights channels-last."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for it; others convert, and take twice as long."""
     if device.type == "cuda":
@@ -194,20 +200,11 @@ def _check_augmentation(config: Config) -> None:
         )
     if wanted.shift == 1:
         raise ConfigError("setting supernet.shift is 1: an image cannot be shifted out of itself")
-
-
-def _check_out(config: Config) -> None:
-    """Create the folder that the bundle will be written to, and see that it can be."""
-    folder = Path(config.out).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder):
-            pass
-    except OSError as error:
+    if wanted.crop < 1 and wanted.shift != Supernet().shift:
         raise ConfigError(
-            f"--out is {config.out}, but nothing can be written in {folder} ({error.strerror}): "
-            "choose another"
-        ) from error
+            f"setting supernet.shift is {wanted.shift}, but with random crops, with supernet.crop "
+            f"below 1, images are not shifted: leave it at {Supernet().shift}"
+        )
 
 
 def _preprocessing(config: Config, size: int) -> Preprocessing:
@@ -261,27 +258,13 @@ def read_start(config: Config, backbone: BackboneConfig) -> Bundle | None:
     return start
 
 
-def _check_split(start: Bundle, config: Config, train: Images, held_out: Images) -> None:
-    """Refuse to choose or test by images that the bundle was trained on: all would be too sure."""
-    card, data = start.card, start.card.data
-    alike = data.get("source") == Path(config.data.source).name and card.labels == train.names
-    # Older cards have no digest.
-    digest = data.get("digest", train.digest if alike else None)
-    if not alike and digest != train.digest:
-        return
-    images = len(train) + len(held_out)
-    if digest != train.digest or data["train"] + data["held_out"] != images:
-        raise ConfigError(
-            f"data {config.data.source!r} has changed since bundle {start.path} was trained on it, "
-            "perhaps on what is held out or tested now: bring the images of then back, or start "
-            "without backbone.pretrained"
-        )
-    if (card.seed, data["held_out"]) != (config.seed, len(held_out)):
-        raise ConfigError(
-            f"setting seed is {config.seed} and {len(held_out)} images are held out, but bundle "
-            f"{start.path} was trained on some of them: set seed={card.seed} and "
-            f"data.held_out={data['held_out']}, as its card has them"
-        )
+def _start_digest(config: Config, start: Bundle | None) -> str | None:
+    """Of the bundle or the file that the settings name as pretrained weights."""
+    path = config.backbone.pretrained
+    if start is not None or path is None:
+        return start.digest if start else None
+    content = Path(path).expanduser().read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _load_pretrained(network: Network, path: Path) -> None:

@@ -158,7 +158,7 @@ def check_resumable(config: Config, work_dir: Path) -> None:
 def pin(config: Config, inputs: Mapping[str, str | None], *, resume: bool) -> None:
     """Record what a run reads, or check that a resumed one reads the same.
 
-    Of what was not recorded when the run began, the digest of now is taken.
+    Of what was not recorded when the run began, or as nothing, the digest of now is taken.
 
     Args:
         inputs: by setting, the digest of what it names; None for nothing.
@@ -170,7 +170,7 @@ def pin(config: Config, inputs: Mapping[str, str | None], *, resume: bool) -> No
     path, now = config.work_dir / INPUTS, flatten(to_dict(config))
     saved = read_yaml(str(path)) if resume and path.exists() else {}
     for name, digest in inputs.items():
-        if saved.get(name, digest) != digest:
+        if (saved.get(name) or digest) != digest:
             raise ConfigError(
                 f"setting {name} is {now[name]!r} as before, but what it names has changed since "
                 f"the run in {config.work_dir} began: bring that back, or start anew elsewhere"

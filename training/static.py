@@ -31,7 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models import backbones
-from models.bundle import CARD, read_bundle
+from models.bundle import CARD, Bundle, read_bundle
 from models.config import BackboneConfig, to_dict
 from models.network import Network
 from models.weights import folded, trainable
@@ -43,7 +43,8 @@ from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import along, machine
 from training.pretrained import sample, settle
-from training.run import Run
+from training.run import Run, channels_last
+from training.splits import check_set_aside, check_split, data_of
 from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
 
 METHODS = ("plain", "l1", "torch-pruning", "narrow")
@@ -101,11 +102,13 @@ class Trained:
     Attributes:
         report: what its JSON file tells.
         digest: SHA-256 of its weights.
+        bundle: whose full network it is, if it is one's.
     """
 
     network: Network
     report: dict[str, Any]
     digest: str
+    bundle: Bundle | None = None
 
 
 def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
@@ -124,10 +127,9 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
         raise ConfigError(
             "settings supernet.cutmix and supernet.crop_size are for ours alone: set both to 0"
         )
+    _check_pretrained(config.backbone.pretrained, wanted)
     if wanted.method == "torch-pruning":
         pruning.torch_pruning()
-    if config.backbone.pretrained and Path(config.backbone.pretrained).expanduser().is_dir():
-        raise ConfigError("setting backbone.pretrained is a folder: start from a bundle by --start")
     start = read_start(wanted.start) if wanted.start else None
     # Everything lies in one folder, and is done when the report is there.
     files = replace(config, out=config.out and str(out / REPORT), work=config.work or config.out)
@@ -136,7 +138,7 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
     if start is not None:
         _check_start(start, wanted, run)
         run.placed(start.network)
-        if "bundle" in start.report:
+        if start.bundle is not None:
             settle(start.network, sample(run), [pruning.whole(start.network)])
     network = _begin(run, wanted, start)
     train(run, network, start.network if start else None)
@@ -146,6 +148,16 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
     write_atomic(out / WEIGHTS, save_tensors(weights))
     write_atomic(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report))
+
+
+def _check_pretrained(pretrained: str | None, wanted: Wanted) -> None:
+    if pretrained and Path(pretrained).expanduser().is_dir():
+        raise ConfigError("setting backbone.pretrained is a folder: start from a bundle by --start")
+    if pretrained and wanted.start:
+        raise ConfigError(
+            f"setting backbone.pretrained is {pretrained!r}, but with --method {wanted.method} it "
+            "is not used, --start is: leave it out"
+        )
 
 
 def read(folder: Path) -> Trained:
@@ -163,7 +175,7 @@ def read(folder: Path) -> Trained:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{folder} holds no finished static network: {reason}") from error
     digest = hashlib.sha256(content).hexdigest()
-    return Trained(_channels_last(network).eval().requires_grad_(False), report, digest)
+    return Trained(channels_last(network).eval().requires_grad_(False), report, digest)
 
 
 def read_start(folder: Path) -> Trained:
@@ -176,8 +188,9 @@ def read_start(folder: Path) -> Trained:
         return read(folder)
     bundle = read_bundle(folder)
     network = plain(trainable(bundle.card.backbone, bundle.tensors))
-    report = {"method": "plain", "bundle": bundle.card.name, "labels": list(bundle.card.labels)}
-    return Trained(_channels_last(network).eval().requires_grad_(False), report, bundle.digest)
+    report = {"method": "plain", "labels": list(bundle.card.labels)}
+    network = channels_last(network).eval().requires_grad_(False)
+    return Trained(network, report, bundle.digest, bundle)
 
 
 def plain(network: Network) -> Network:
@@ -241,12 +254,14 @@ def _opinion(run: Run, teacher: Network, batch: Batch) -> Tensor:
 
 
 def _check_start(start: Trained, wanted: Wanted, run: Run) -> None:
-    """Refuse a start that is not the plain network of these settings."""
+    """Refuse a start that is not the plain network of these settings, or may know test images."""
     report = start.report
     if report["method"] != "plain":
         raise ConfigError(f"--start {wanted.start} is of --method {report['method']}, not plain")
     if start.network.backbone != run.backbone or tuple(report["labels"]) != run.train.names:
         raise ConfigError(f"--start {wanted.start} has another backbone, or other classes")
+    if start.bundle is not None:
+        check_split(start.bundle, run.config, run.train, run.held_out)
 
 
 def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
@@ -284,10 +299,6 @@ def _made(run: Run, wanted: Wanted, start: Trained | None) -> Network:
     return pruning.by_library(start.network, wanted.fraction, wanted.criterion or CRITERION, some)
 
 
-def _channels_last(network: Network) -> Network:
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
 def _criterion(wanted: Wanted) -> str | None:
     return wanted.criterion or CRITERION if wanted.method == "torch-pruning" else None
 
@@ -297,6 +308,8 @@ def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -
     images = load_test(
         config.data.source, run.preprocessing, names=run.train.names, cache=config.cache_dir
     )
+    data = data_of(config.data.source, run.train, run.held_out)
+    check_set_aside(images, config.data.source, "this network", data)
     path = np.array([pruning.whole(network)], np.int64)
     macs = pruning.full_macs(backbone)
     sections = settings.to_dict(config)
@@ -311,8 +324,8 @@ def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -
         "epochs": _epochs(run),
         "channels": [layer.out_channels for layer in backbone.layers],
         "start": start and start.digest,
-        "start_bundle": start and start.report.get("bundle"),
-        "data": Path(config.data.source).name,
+        "start_bundle": start and start.bundle and start.bundle.card.name,
+        "data": data["source"],
         "labels": run.train.names,
         "preprocessing": asdict(run.preprocessing),
         "backbone": to_dict(backbone),

@@ -1,16 +1,24 @@
 """Tests of training/calibration.py."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from models.card import CalibrationPoint
 from models.weights import folded
 from tests.training.support import PREPROCESSING, chain, coloured, lively_network
-from training import calibration
-from training.calibration import LOWEST_PENALTY, calibrate, rising, widest_gap
-from training.measure import by_policy
+from training.calibration import (
+    LOWEST_PENALTY,
+    calibrate,
+    likeliest,
+    rising,
+    temperature,
+    widest_gap,
+)
+from training.measure import Policy, by_policy
 
 
 def _points(*values):
@@ -50,7 +58,7 @@ def test_widest_gap_counts_nothing_that_is_beyond_the_full_network_or_falls():
 @pytest.mark.parametrize("form", ["paths", "priced", "paper"])
 def test_calibrate_points_are_what_the_policy_spends_and_keeps(form):
     network, images = folded(lively_network(chain(5, 8, 4, 12), form)), coloured(60)
-    found = calibrate(network, images, PREPROCESSING, highest_penalty=100.0, points=9)
+    found = calibrate(Policy(network, images, PREPROCESSING), highest_penalty=100.0, points=9)
     assert 4 <= len(found) <= 9
     assert found[0].penalty == 100.0
     assert all(LOWEST_PENALTY <= point.penalty <= 100 for point in found)
@@ -62,10 +70,37 @@ def test_calibrate_points_are_what_the_policy_spends_and_keeps(form):
         assert (point.fraction, point.accuracy) == (outcome.mean_fraction, outcome.accuracy)
 
 
-def test_calibrate_ends_where_nothing_is_left_to_measure(monkeypatch):
+def test_calibrate_ends_where_nothing_is_left_to_measure():
     network, images = folded(lively_network(chain(5, 8, 4, 12), "paths")), coloured(20)
     outcome = by_policy(network, images, PREPROCESSING, 1.0)
     # Whatever the penalty, the same is spent: halving ends where two numbers are neighbours.
-    monkeypatch.setattr(calibration, "Policy", lambda *_: lambda penalty: outcome)
-    found = calibrate(network, images, PREPROCESSING, highest_penalty=100.0, points=10_000)
+    found = calibrate(lambda penalty: outcome, highest_penalty=100.0, points=10_000)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 2.5])
+def test_likeliest_finds_the_temperature_that_labels_were_drawn_at(true):
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=3, size=(20_000, 5)).astype(np.float32)
+    powers = np.exp(logits / true)
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    labels = (random.random((len(logits), 1)) > shares.cumsum(axis=1)).sum(axis=1)
+    assert likeliest(logits, labels) == pytest.approx(true, rel=0.05)
+
+
+def test_likeliest_of_answers_that_are_always_right_or_always_wrong_is_bounded():
+    logits = np.array([[5, 0, 0], [0, 3, 1]], np.float32)
+    assert likeliest(logits, np.array([0, 1])) == pytest.approx(1 / 16)
+    assert likeliest(logits, np.array([2, 0])) == pytest.approx(16)
+
+
+def test_temperature_is_the_mean_over_penalties_within_the_full_network():
+    network, images = folded(lively_network(chain(5, 8, 4, 12), "paths")), coloured(60)
+    policy = Policy(network, images, PREPROCESSING)
+    points = calibrate(policy, highest_penalty=100.0, points=9)
+    within = [p for p in points if p.fraction <= 1]
+    found = [likeliest(policy(p.penalty).logits, images.labels) for p in within]
+    assert min(found) <= temperature(policy, points) <= max(found)
+    # What no budget asks for does not count.
+    beyond = replace(points[-1], penalty=-10.0, fraction=1.5)
+    assert temperature(policy, [*within, beyond]) == temperature(policy, within)

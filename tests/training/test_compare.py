@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from models.bundle import read_bundle, write_bundle
+from models.bundle import WEIGHTS, read_bundle, write_bundle
 from models.card import Card
 from models.weights import export, load
 from tests.training.support import COLOURS, PREPROCESSING, coloured, lively_network
@@ -16,6 +17,7 @@ from training.compare import compare
 from training.curves import picture
 from training.errors import ConfigError
 from training.evaluation import at_budget, network_of
+from training.measure import Policy
 from training.rivals import measure
 
 
@@ -36,7 +38,7 @@ def layerwise(fitted, tmp_path_factory):
     network = lively_network(read_bundle(fitted / "bundle").card.backbone, "paper")
     config, tensors = network.agent.config, export(network)
     served = load(network.backbone, config, tensors)
-    points = calibrate(served, coloured(60), PREPROCESSING, highest_penalty=10.0, points=4)
+    points = calibrate(Policy(served, coloured(60), PREPROCESSING), highest_penalty=10.0, points=4)
     card = Card("other", tuple(COLOURS), network.backbone, config, PREPROCESSING, points)
     folder = tmp_path_factory.mktemp("layerwise") / "other"
     write_bundle(folder, card, tensors, b"")
@@ -129,6 +131,7 @@ def test_compare_static_reports_are_told(compared, fitted, tmp_path):
     card = read_bundle(fitted / "bundle").card
     told = {"method": "l1", "fraction": 0.31, "accuracy": 0.625, "seed": 4}
     more = {"macs": 0.31 * card.table().full, "labels": card.labels}
+    more |= {"data": "pictures", "images": 60, "preprocessing": asdict(card.preprocessing)}
     path = tmp_path / "static.json"
     path.write_text(json.dumps(told | more))
     report, printed = compared([fitted / "bundle"], [0.6], static=[path])
@@ -137,6 +140,11 @@ def test_compare_static_reports_are_told(compared, fitted, tmp_path):
     for wrong in ({"macs": 0.5 * more["macs"]}, {"labels": card.labels[::-1]}):
         path.write_text(json.dumps(told | more | wrong))
         with pytest.raises(ConfigError, match="give reports of the same network and data"):
+            compared([fitted / "bundle"], [0.6], static=[path])
+    larger = {"preprocessing": {**more["preprocessing"], "resize": 16}}
+    for wrong in ({"data": "other"}, {"images": 59}, larger):
+        path.write_text(json.dumps(told | more | wrong))
+        with pytest.raises(ConfigError, match=r"but ours is asked 60 test images of pictures"):
             compared([fitted / "bundle"], [0.6], static=[path])
 
 
@@ -154,3 +162,22 @@ def test_compare_bundles_of_different_kinds_is_refused(compared, fitted, layerwi
         compared([fitted / "bundle", layerwise], [1.0])
     with pytest.raises(ConfigError, match="a bundle is named twice"):
         compared([fitted / "bundle", fitted / "bundle"], [1.0])
+
+
+def test_compare_a_bundle_and_its_recalibrated_copy_is_refused(compared, fitted, tmp_path):
+    card = replace(read_bundle(fitted / "bundle").card, name="copy", seed=1, files={})
+    write_bundle(tmp_path / "copy", card, load_file(fitted / "bundle" / WEIGHTS))
+    with pytest.raises(ConfigError, match="a bundle is named twice, or has another's weights"):
+        compared([fitted / "bundle", tmp_path / "copy"], [1.0])
+
+
+def test_compare_data_that_the_last_bundle_cannot_use_is_told_before_the_first_is_measured(
+    compared, fitted, second, tmp_path, monkeypatch
+):
+    card = read_bundle(second).card
+    tensors = load_file(second / WEIGHTS)
+    changed = replace(card, data={**card.data, "digest": "of another set"}, files={})
+    write_bundle(tmp_path / "last", changed, tensors)
+    monkeypatch.setattr("training.compare.measure", None)
+    with pytest.raises(ConfigError, match="has other classes or training images than those"):
+        compared([fitted / "bundle", tmp_path / "last"], [1.0])

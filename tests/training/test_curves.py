@@ -1,5 +1,6 @@
 """Tests of training/curves.py."""
 
+import matplotlib as mpl
 import pytest
 
 from training import curves as module
@@ -62,3 +63,9 @@ def test_picture_shows_every_rival():
     pictures = [plain, picture(_report(others=others)), picture(_report(static=static))]
     pictures.append(picture(_report(static=static[:1])))
     assert len(set(pictures)) == 4
+
+
+def test_picture_is_the_same_whatever_the_user_likes():
+    plain = picture(_report())
+    with mpl.rc_context({"savefig.dpi": 50, "lines.linewidth": 9, "axes.grid": True}):
+        assert picture(_report()) == plain

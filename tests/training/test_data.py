@@ -102,6 +102,11 @@ def test_load_train_held_out_zero_is_a_tenth(photos, train):
     assert len(train(root, held_out=0)[1]) == 4
 
 
+def test_load_train_held_out_zero_is_no_more_than_the_most(photos, train, monkeypatch):
+    monkeypatch.setattr("training.data.HELD_OUT_MOST", 3)
+    assert len(train(photos(train={"cat": 20, "dog": 20}), held_out=0)[1]) == 3
+
+
 def test_load_train_held_out_too_large_names_the_setting(photos, train):
     root = photos(train={"cat": 3, "dog": 3})
     with pytest.raises(DataError, match=r"data\.held_out is 50, but data .* has 5 training images"):

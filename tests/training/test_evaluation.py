@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,8 @@ from PIL import Image
 from models import card as cards
 from models.bundle import Bundle, read_bundle
 from models.card import CalibrationPoint
-from training.data import load_test
+from training import evaluation
+from training.data import load_test, load_train
 from training.errors import ConfigError
 from training.evaluation import (
     at_budget,
@@ -23,6 +26,7 @@ from training.evaluation import (
     table,
 )
 from training.measure import by_policy
+from training.splits import data_of
 
 
 @pytest.fixture
@@ -36,6 +40,29 @@ def images(bundle, fitted, pictures):
     return load_test(
         str(pictures), card.preprocessing, names=card.labels, cache=fitted / "cache"
     )  # fmt: skip
+
+
+def test_test_images_set_aside_from_other_images_than_were_trained_on_raises(
+    photos, bundle, tmp_path
+):
+    root, cache = photos(train={"cat": 10, "dog": 10, "emu": 10}), tmp_path / "cache"
+    preprocessing = bundle.card.preprocessing
+    trained = load_train(str(root), preprocessing, held_out=3, seed=0, cache=cache)
+    card = replace(bundle.card, data=data_of(str(root), *trained))
+    assert len(evaluation.test_images(card, str(root), cache)) == 6
+    shutil.copy(root / "dog" / "000.png", root / "cat" / "000a.png")
+    with pytest.raises(ConfigError, match=r"'.*photos' has no test split, and has changed since"):
+        evaluation.test_images(card, str(root), cache)
+
+
+@pytest.mark.parametrize("change", [{"labels": ("dog", "cat", "emu")}, {"data": {"held_out": 12}}])
+def test_held_out_images_of_a_card_of_other_classes_or_without_counts_raises(
+    bundle, fitted, pictures, change
+):
+    places = str(pictures), fitted / "cache"
+    assert len(evaluation.held_out_images(bundle.card, *places)) == 12
+    with pytest.raises(ConfigError, match="has other classes or training images than those"):
+        evaluation.held_out_images(replace(bundle.card, **change), *places)
 
 
 def test_at_budget_asks_the_calibrated_penalty(bundle, images):
@@ -103,6 +130,13 @@ def test_picture_changes_with_what_was_measured(bundle):
         card, [cards.TestPoint(0.5, 0.5, 0.0, 0.9), cards.TestPoint(1.0, 1.0, 0.0, 0.95)]
     )
     assert Image.open(io.BytesIO(one)).tobytes() != Image.open(io.BytesIO(other)).tobytes()
+
+
+def test_picture_is_the_same_whatever_the_user_likes(bundle):
+    points = [cards.TestPoint(0.5, 0.5, 0.0, 0.5), cards.TestPoint(1.0, 1.0, 0.0, 0.9)]
+    plain = picture(bundle.card, points)
+    with mpl.rc_context({"savefig.dpi": 50, "lines.linewidth": 9, "font.size": 20}):
+        assert picture(bundle.card, points) == plain
 
 
 def test_network_of_computes_with_the_bundles_rounded_weights(bundle, images):

@@ -4,8 +4,18 @@ import os
 
 import pytest
 
-from training.errors import CheckpointError
-from training.files import write_atomic
+from training.errors import CheckpointError, ConfigError
+from training.files import check_out, write_atomic
+
+
+def test_check_out_leaves_nothing_and_names_what_cannot_be_written(tmp_path):
+    check_out(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "file", tmp_path / "file" / "b", tmp_path / "lost" / "b"):
+        with pytest.raises(ConfigError, match=rf"--out is {out}, but nothing can be written there"):
+            check_out(out)
 
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from models import backbones
 from models.weights import folded
-from tests.training.support import PREPROCESSING, SIZE, coloured, lively_network
+from tests.training.support import PREPROCESSING, SIZE, chain, coloured, lively_network
 from training.corruptions import SETTINGS, corrupt
 from training.data import Images
 from training.evaluation import at_budget
@@ -122,6 +122,18 @@ def test_find_of_some_images_of_a_set_takes_their_labels(network, images):
     assert found.corrupted == again.corrupted
 
 
+def test_find_runs_each_path_once_on_the_images_as_they_are(images, monkeypatch):
+    network = folded(lively_network(chain(3, 8, 4, SIZE), "paths"))
+    looked, look = [], type(network).look
+    monkeypatch.setattr("training.findings.SETTINGS", {})
+    monkeypatch.setattr(
+        type(network), "look", lambda self, *at: looked.append(at[1]) or look(self, *at)
+    )
+    find(network, CARD, images, [0.7, 0.4], 0.4, seed=3)
+    assert looked
+    assert len(set(looked)) == len(looked)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "rho"),
     [
@@ -140,7 +152,7 @@ def test_spearman_shares_ranks_among_equals(a, b, rho):
 
 def test_reliability_bins_by_confidence_and_leaves_empty_ones_out():
     right = [True] * 3 + [False] + [True, False]
-    low, high = reliability(_answers([0.9] * 4 + [0.55] * 2, right))
+    low, high = reliability(_answers([0.9] * 4 + [0.55] * 2, right), 1.0)
     assert (low.share, low.confidence, low.accuracy) == (
         pytest.approx(1 / 3), pytest.approx(0.55), 0.5,
     )  # fmt: skip
@@ -152,7 +164,7 @@ def test_reliability_bins_by_confidence_and_leaves_empty_ones_out():
 
 
 def test_reliability_of_certainty_is_one_bin():
-    (only,) = reliability(_answers([1 - 1e-12] * 5, [True] * 5))
+    (only,) = reliability(_answers([1 - 1e-12] * 5, [True] * 5), 1.0)
     assert calibration_error([only]) == pytest.approx(0, abs=1e-6)
 
 

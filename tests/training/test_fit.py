@@ -16,9 +16,10 @@ from models.preprocess import preprocess
 from service.engines import create_engine
 from tests.training.support import COLOURS, ROOT, SETTINGS, fit_flags, save_pictures
 from training.__main__ import main
+from training.calibration import temperature
 from training.data import load_train
 from training.evaluation import network_of
-from training.measure import by_policy
+from training.measure import Policy, by_policy
 from training.runlog import LOG, SPEED, read_log
 
 WEIGHTS = "model.safetensors"
@@ -102,6 +103,8 @@ def assert_calibrated(folder, pictures):
         outcome = by_policy(network_of(bundle), held_out, card.preprocessing, point.penalty)
         assert outcome.mean_fraction == pytest.approx(point.fraction)
         assert outcome.accuracy == pytest.approx(point.accuracy)
+    policy = Policy(network_of(bundle), held_out, card.preprocessing)
+    assert card.temperature == pytest.approx(temperature(policy, card.calibration)) != 1
 
 
 def test_fit_logs_every_stage_in_order(fitted):
@@ -180,6 +183,8 @@ UNUSED = [
     ("paper", "agent.looks=1"),
     ("paper", "agent.sees=maps"),
     ("paper", "agent.views=image"),
+    ("priced", "paths.count=2"),
+    ("paper", "paths.count=2"),
 ]
 
 
@@ -211,7 +216,9 @@ def test_fit_other_seed_gives_other_weights(fitted, pictures, tmp_path):
 
 
 def test_fit_paper_form_is_calibrated_and_evaluated(pictures, tmp_path, capsys):
-    assert main(fit_flags(pictures, tmp_path, "agent.form=paper", "agent.penalty=0.05")) == 0
+    searched = ("paths.count=4", "paths.images=1000")  # the defaults: it searches for none
+    flags = fit_flags(pictures, tmp_path, "agent.form=paper", "agent.penalty=0.05", *searched)
+    assert main(flags) == 0
     card = read_bundle(tmp_path / "bundle").card
     assert (card.agent.form, card.agent.paths) == ("paper", ())
     assert card.calibration

@@ -1,5 +1,6 @@
 """Tests of training/__main__.py: bad input is told in one sentence and leaves nothing behind."""
 
+import json
 import shutil
 
 import pytest
@@ -158,6 +159,19 @@ def test_fit_full_disk_at_the_end_leaves_no_half_bundle(
     assert {path.name for path in tmp_path.iterdir()} == {"work", "cache"}
 
 
+@pytest.mark.parametrize(
+    ("command", "name"), [("evaluate", "evaluation.json"), ("compare", "compare.json")]
+)
+def test_measuring_writes_its_report_under_runs(
+    command, name, pictures, fitted, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", pictures, "--cache", fitted / "cache", "--budgets", 0.6, "--threads", 1]
+    assert main([command, str(fitted / "bundle"), *map(str, flags)]) == 0
+    report = json.loads((tmp_path / "runs" / "bundle" / name).read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 def test_measuring_refuses_what_it_cannot_use(command, pictures, fitted, tmp_path, refused):
     bundle = fitted / "bundle"
@@ -167,6 +181,24 @@ def test_measuring_refuses_what_it_cannot_use(command, pictures, fitted, tmp_pat
     flags[1] = tmp_path / "nowhere"
     assert "nowhere" in refused([command, bundle, *flags, "--budgets", "1"])
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "report", "calibrate"])
+def test_measuring_refuses_at_once_what_it_could_not_write(command, pictures, fitted, refused):
+    flags = ["--data", pictures, "--cache", fitted / "cache", "--out", "/proc/nope"]
+    told = refused([command, fitted / "bundle", *flags])
+    assert "--out is /proc/nope, but nothing can be written there" in told
+
+
+def test_calibrate_full_disk_at_the_end_leaves_no_half_bundle(
+    pictures, fitted, tmp_path, capsys, small_files
+):
+    out = tmp_path / "mended"
+    flags = ["--data", str(pictures), "--cache", str(fitted / "cache"), "--out", str(out)]
+    with small_files(20_000):
+        assert main(["calibrate", str(fitted / "bundle"), *flags]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: bundle {out} cannot be")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_as_a_process_gives_the_code_and_one_line(data, tmp_path):

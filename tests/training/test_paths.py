@@ -190,6 +190,20 @@ def test_find_looks_at_held_out_images_only_and_once(tmp_path, monkeypatch):
     assert find(run, lively_network(run.backbone, seed=1)) == found
 
 
+def test_find_compares_paths_on_images_of_all_classes_alike(tmp_path, monkeypatch):
+    used = []
+
+    def recorded(network, images, preprocessing, autocast):
+        used.append(np.bincount(images.labels).tolist())
+        return [(width,) * 8 for width in (4, 3, 2, 1)]
+
+    monkeypatch.setattr(paths, "narrowing", recorded)
+    run = tiny_run(tmp_path, paths={"images": 9})
+    by_class = run.held_out.subset(np.argsort(run.held_out.labels))
+    find(replace(run, held_out=by_class), lively_network(run.backbone))
+    assert used == [[3, 3, 3]]
+
+
 def test_find_compares_paths_on_as_many_images_as_set(tmp_path, monkeypatch):
     used = []
 

@@ -287,6 +287,12 @@ def test_train_records_as_often_and_learns_as_long_as_set(tmp_path):
     assert {"error", "loss", "compute", "reward"} <= records[0].keys()
 
 
+def test_train_logs_the_reward_of_what_the_rule_learns_from(learnt):
+    agent, looks = learnt("supervised")
+    by = {rule: pathwise._policy(agent, looks, rule)["reward"] for rule in pathwise.RULES}
+    assert by["supervised"] == by["right"] != by["loss"] == by["gumbel"]
+
+
 def test_train_sees_newly_augmented_images_in_each_recording(tmp_path, monkeypatch):
     seen = []
 

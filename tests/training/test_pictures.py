@@ -2,6 +2,7 @@
 
 import io
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,6 +65,13 @@ def test_picture_is_900_wide_and_changes_with_what_was_measured(name):
     width, height = _size(one)
     assert width == 900
     assert 200 < height < 1000
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_picture_is_the_same_whatever_the_user_likes(name):
+    plain = DRAWN[name](0.5)
+    with mpl.rc_context({"savefig.dpi": 50, "lines.linewidth": 9, "axes.grid": True}):
+        assert DRAWN[name](0.5) == plain
 
 
 def test_of_images_marks_a_wrong_answer():

@@ -13,6 +13,7 @@ from models.bundle import read_bundle
 from models.network import Network
 from models.weights import trainable
 from tests.training.support import COLOURS, fit_flags, run_training, tiny_run
+from training import pretrained
 from training.__main__ import main
 from training.errors import ConfigError
 from training.evaluation import network_of
@@ -66,6 +67,13 @@ def test_settled_statistics_are_those_of_the_images(run, bundle, paths):
     tracked = logits(network.eval(), images, paths[:1])
     own = logits(network.train(), images, paths[:1])
     torch.testing.assert_close(own, tracked, rtol=1e-2, atol=1e-2)
+
+
+def test_begin_settles_along_each_of_the_bundles_paths_once(run, bundle, monkeypatch):
+    taken = []
+    monkeypatch.setattr(pretrained, "settle", lambda network, batches, paths: taken.extend(paths))
+    begin(run)
+    assert sorted(taken) == sorted(map(list, bundle.card.agent.paths))
 
 
 def test_settle_survives_a_channel_that_was_scaled_to_nothing(run, bundle, paths):
@@ -138,7 +146,8 @@ def test_fit_from_a_bundle_keeps_its_paths_and_tells_its_past(
     assert card.agent == bundle.card.agent
     assert card.test[-1].accuracy > 0.6
     assert card.training["backbone"]["pretrained"] == "bundle"
-    assert card.training["started_from"] == bundle.card.training
+    told = {"data": bundle.card.data, "seed": bundle.card.seed, "labels": list(COLOURS)}
+    assert card.training["started_from"] == bundle.card.training | told
     text = (tmp_path / "bundle" / "bundle.json").read_text()
     assert str(fitted) not in text
 
@@ -156,11 +165,22 @@ def test_fit_from_a_bundle_resumed_equals_an_uninterrupted_one(lost, fitted, pic
     assert read_bundle(tmp_path / "bundle").digest == expected
 
 
-@pytest.mark.parametrize("setting", ["paths.count=2", "paths.images=30"])
-def test_fit_search_for_paths_that_are_kept_is_refused(setting, fitted, pictures, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("supernet", "paths.count=2"),
+        ("supernet", "paths.images=30"),
+        ("supernet", "supernet.learning_rate=0.2"),
+        ("supernet", "supernet.random_paths=2"),
+        ("finetune", "finetune.learning_rate=0.2"),
+    ],
+)
+def test_fit_setting_of_a_stage_that_is_left_out_is_refused(
+    stage, setting, fitted, pictures, tmp_path, capsys
+):
     start = f"backbone.pretrained={fitted / 'bundle'}"
-    assert main(fit_flags(pictures, tmp_path, start, "supernet.epochs=0", setting)) == 1
-    assert "but with supernet.epochs=0 it is not used: leave it at" in capsys.readouterr().err
+    assert main(fit_flags(pictures, tmp_path, start, f"{stage}.epochs=0", setting)) == 1
+    assert f"but with {stage}.epochs=0 it is not used: leave it at" in capsys.readouterr().err
     assert not (tmp_path / "work" / "checkpoints").exists()
 
 

@@ -185,7 +185,7 @@ HELD_OUT = IMAGES.subset(IMAGES.labels == 2)
 def _bundled(form, views="both"):
     """A network that was never trained, with a calibrated card."""
     network = folded(lively_network(chain(5, 8, 4, SIZE), form, views=views))
-    points = calibrate(network, IMAGES, PREPROCESSING, highest_penalty=10.0, points=8)
+    points = calibrate(Policy(network, IMAGES, PREPROCESSING), highest_penalty=10.0, points=8)
     card = Card(
         "chain", tuple(COLOURS), network.backbone, network.agent.config, PREPROCESSING, points
     )

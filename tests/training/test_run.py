@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from models.bundle import read_bundle
 from models.pretrained import load_plain
 from tests.models.plain_networks import MCifarNet
 from tests.training.support import SIZE, tiny_run
 from training.errors import ConfigError
 from training.pretrained import begin
-from training.run import Run
+from training.run import Run, _device
 from training.settings import from_dict
+from training.splits import lineage
 
 CHANNELS = [8, 8, 16, 16, 16, 24, 24, 24]
 
@@ -100,6 +103,13 @@ def test_open_crop_size_without_crops_raises(opened):
         opened(supernet={"crop_size": 8})
 
 
+def test_open_shift_with_crops_raises(opened):
+    with pytest.raises(
+        ConfigError, match=r"supernet\.shift is 0\.25, but with random crops.*0\.125"
+    ):
+        opened(supernet={"crop": 0.5, "shift": 0.25})
+
+
 def test_batches_are_as_large_as_served_unless_the_settings_may_say_otherwise(opened):
     run = opened(supernet={"crop": 0.5, "crop_size": SIZE - 4})
     for as_served, side in ((True, SIZE), (False, SIZE - 4)):
@@ -159,6 +169,17 @@ def test_open_from_a_bundle_on_its_images_under_another_name_keeps_them_apart(op
     opened(seed=1, pretrained=str(folder))
 
 
+def test_open_from_a_bundle_whose_parent_was_trained_on_what_is_held_out_now_raises(opened, start):
+    folder, _ = start
+    card = read_bundle(folder).card
+    child = replace(card, training={"started_from": lineage(card)}, data={"source": "other"})
+    (folder / "bundle.json").write_text(json.dumps(child.to_json()))
+    opened(pretrained=str(folder))
+    parent = f"a bundle that {folder} was started from was trained on some of them: set seed=0"
+    with pytest.raises(ConfigError, match=parent):
+        opened(seed=1, pretrained=str(folder))
+
+
 def test_open_resumed_on_other_images_raises(opened, changing):
     first = opened(changing)
     assert (opened(changing, resume=True).train.rows == first.train.rows).all()
@@ -176,6 +197,16 @@ def test_open_resumed_from_another_bundle_of_the_same_path_raises(opened, start)
         opened(pretrained=str(folder), resume=True)
 
 
+def test_open_resumed_from_another_file_of_the_same_path_raises(opened, tmp_path):
+    file = tmp_path / "plain.pt"
+    torch.save(plain_state(), file)
+    opened(pretrained=str(file))
+    opened(pretrained=str(file), resume=True)
+    torch.save({name: value + 1 for name, value in plain_state().items()}, file)
+    with pytest.raises(ConfigError, match=r"setting backbone\.pretrained is '.*' as before, but"):
+        opened(pretrained=str(file), resume=True)
+
+
 def test_open_reads_the_bundle_once(opened, start):
     folder, _ = start
     run = opened(pretrained=str(folder))
@@ -183,7 +214,7 @@ def test_open_reads_the_bundle_once(opened, start):
     assert begin(run).backbone == run.start.card.backbone
 
 
-def test_open_creates_the_folder_of_the_bundle(pictures, tmp_path):
+def test_open_leaves_nothing_where_the_bundle_will_be(pictures, tmp_path):
     out = tmp_path / "a" / "b" / "bundle"
     config = from_dict(
         {
@@ -194,7 +225,7 @@ def test_open_creates_the_folder_of_the_bundle(pictures, tmp_path):
         }
     )
     Run.open(config, resume=False)
-    assert list(out.parent.iterdir()) == []
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("changes", [{"width": 0.25}, {"groups": 2}])
@@ -243,6 +274,12 @@ def test_open_cuda_without_a_gpu_raises(pictures, tmp_path):
     config = from_dict({"data": {"source": str(pictures)}, "device": "cuda", **places})
     with pytest.raises(ConfigError, match="device is cuda, but torch finds no CUDA GPU"):
         Run.open(config, resume=False)
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")])
+def test_device_with_a_gpu_is_it_unless_the_cpu_is_wanted(monkeypatch, wanted, taken):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert _device(from_dict({"device": wanted})).type == taken
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])

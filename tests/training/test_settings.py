@@ -43,10 +43,11 @@ def test_from_flags_command_line_wins_over_file_wins_over_defaults(tmp_path):
 
 def test_from_flags_every_plain_flag_reaches_its_setting():
     config = _parse(
-        "--data", "d", "--backbone", "vgg16", "--out", "b/mine", "--seed", "7", "--threads", "2"
+        "--data", "d", "--backbone", "vgg16", "--out", "b/mine", "--seed", "7", "--threads", "2",
+        "--device", "cpu",
     )  # fmt: skip
     assert (config.data.source, config.backbone.name, config.out) == ("d", "vgg16", "b/mine")
-    assert (config.seed, config.threads) == (7, 2)
+    assert (config.seed, config.threads, config.device) == (7, 2, "cpu")
     assert config.work_dir.parts == ("runs", "mine")
 
 

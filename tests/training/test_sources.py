@@ -72,6 +72,25 @@ def test_dataset_source_columns_are_found_by_type(parquet, tmp_path, columns):
     assert rows[0]["image"]["bytes"].startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "configuration"),
+    [("owner/pets", "owner/pets", None), ("owner/pets:small", "owner/pets", "small")],
+)
+def test_dataset_source_of_the_hub_may_name_a_configuration(
+    parquet, tmp_path, monkeypatch, name, path, configuration
+):
+    asked, load = [], datasets.load_dataset_builder
+    local = str(parquet({"train": [0, 1]}))
+
+    def from_hub(path, name, cache_dir):
+        asked.append((path, name))
+        return load(local, cache_dir=cache_dir)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", from_hub)
+    assert open_source(name, tmp_path / "cache").dataset("train")["label"][:] == [0, 1]
+    assert asked == [(path, configuration)]
+
+
 def test_dataset_source_text_labels_become_classes(parquet, tmp_path):
     root = parquet({"train": ["dog", "cat"]}, label=datasets.Value("string"))
     rows = open_source(str(root), tmp_path / "cache").dataset("train")

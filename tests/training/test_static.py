@@ -1,12 +1,14 @@
 """Tests of training/static.py."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+import training.static as module
 from models.preprocess import Preprocessing
 from tests.training.support import SETTINGS, tiny_run
 from training.__main__ import main
@@ -136,6 +138,9 @@ def test_train_learns_the_teachers_opinion_instead_of_the_labels(tmp_path):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+PRETRAINED = ("--set", "backbone.pretrained=plain.pt")
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -147,6 +152,10 @@ def test_train_learns_the_teachers_opinion_instead_of_the_labels(tmp_path):
         (("--criterion", "lamp"), "--criterion lamp is for --method torch-pruning, not plain"),
         (("--backbone", "resnet20"), "backbone resnet20 has residual layers"),
         (("--backbone", "lenet"), "backbone 'lenet' is unknown"),
+        (
+            ("--method", "l1", "--start", "x", "--fraction", "0.5", *PRETRAINED),
+            "setting backbone.pretrained is 'plain.pt', but with --method l1 it is not used",
+        ),
         (("--set", "supernet.cutmix=0.5"), "supernet.cutmix and supernet.crop_size are for ours"),
     ],
 )
@@ -181,6 +190,27 @@ def test_start_that_is_pruned_itself_is_refused(plain, pictures, tmp_path, refus
     more = ("--start", folder, "--fraction", 0.5)
     told = refused(flags(pictures, tmp_path / "out", *more, method="l1"))
     assert "is of --method narrow, not plain" in told
+
+
+def test_start_of_a_bundle_trained_on_what_is_held_out_now_is_refused(
+    fitted, pictures, tmp_path, refused
+):
+    more = ("--start", fitted / "bundle", "--fraction", 0.5, "--seed", 1)
+    told = refused(flags(pictures, tmp_path / "out", *more, method="l1"))
+    assert f"bundle {fitted / 'bundle'} was trained on some of them: set seed=0" in told
+
+
+def test_plain_of_images_that_changed_meanwhile_is_not_measured_on_them(
+    photos, tmp_path, monkeypatch, refused
+):
+    data = photos(train={"cat": 10, "dog": 10})
+
+    def changing(run, network, teacher):
+        shutil.copy(data / "dog" / "000.png", data / "cat" / "000a.png")
+
+    monkeypatch.setattr(module, "train", changing)
+    assert "has no test split, and has changed" in refused(flags(data, tmp_path / "out"))
+    assert not (tmp_path / "out" / "static.json").exists()
 
 
 def test_read_weights_of_another_network_raises(plain, tmp_path):
