@@ -23,7 +23,7 @@ from service.engines.base import Engine, Result
 from service.engines.onnx_graph import OnnxEngine
 from service.engines.reference import TorchEngine
 from training.config import Config
-from training.data import Images, load_test
+from training.data import Images, load_test, stratified
 
 SAME_WIDTHS, SAME_LABEL = 0.999, 0.9995
 BATCH = 500
@@ -94,7 +94,8 @@ def main() -> int:
     bundle = read_bundle(flags.bundle)
     card = bundle.card
     images = load_test(flags.data, card.preprocessing, names=card.labels, cache=flags.cache)
-    images = images.subset(np.arange(len(images))[: flags.images or None])
+    # Folders list their images class by class: the first ones would be of the first classes.
+    images = images.subset(stratified(images.labels, flags.images or len(images), 0))
     engines: list[Engine] = [
         TorchEngine(bundle, threads=flags.threads),
         OnnxEngine(bundle, threads=flags.threads),

@@ -34,18 +34,18 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.measure.bundles import random_bundle
-from benchmarks.measure.floor import peak_macs, processor_name, read_bytes
+from benchmarks.measure.floor import peak_macs, read_bytes
 from benchmarks.measure.picture import draw
 from benchmarks.measure.processes import Throughput
 from benchmarks.measure.processes import measure as measure_processes
+from benchmarks.measure.processor import processor_name
 from benchmarks.measure.rivals import Rival, full_networks
 from benchmarks.measure.row import Forecast, Full, Row
 from benchmarks.measure.timing import Spread, in_turn
-from benchmarks.measure.work import at_budget, noise
+from benchmarks.measure.work import KINDS, at_budget, engine_of, noise
 from models.bundle import Bundle
 from service import costs
 from service.cores import cpus
-from service.engines import create_engine
 from service.engines.base import Engine, Floats
 
 # By name: backbone, classes, side of the images in pixels.
@@ -69,9 +69,8 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 @dataclass(frozen=True)
 class Case:
-    """An engine with its name and threads, and what it foretold of each budget and batch."""
+    """An engine with its threads, and what it foretold of each budget and batch."""
 
-    kind: str
     threads: int
     engine: Engine
     table: costs.CostTable
@@ -127,7 +126,9 @@ def measure(
             found.append(row)
             expected = case.table.ms(row.fraction, batch) / batch
             foretold.append(
-                Forecast(name, case.kind, case.threads, budget, batch, expected, row.ms.median)
+                Forecast(
+                    name, case.engine.name, case.threads, budget, batch, expected, row.ms.median
+                )
             )
     return Found(full, found, foretold)
 
@@ -148,7 +149,7 @@ def _row(
 ) -> Row:
     return Row(
         name,
-        case.kind,
+        case.engine.name,
         case.threads,
         budget,
         batch,
@@ -173,9 +174,9 @@ def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
             rivals = full_networks(bundle, threads, Path(scratch))
             cases = []
             for kind in flags.engines:
-                engine = create_engine(bundle, kind, threads=threads, cache_dir=Path(scratch))
+                engine = engine_of(bundle, kind, threads, Path(scratch))
                 table = costs.measure(engine, bundle.card, clock=CLOCKS[flags.clock])
-                cases.append(Case(kind, threads, engine, table))
+                cases.append(Case(threads, engine, table))
             for batch in flags.batches or (LARGE_BATCHES if name in LARGE else BATCHES):
                 part = measure(name, bundle, cases, rivals, batch, flags)
                 found.extend(part)
@@ -198,7 +199,7 @@ def run_processes(
             name, build, kind, flags.processes, flags.budgets, batches, rows, flags.rounds
         ):
             found.append(row)
-            print(f"| {kind} | {row.batch} | {row.budget:.3g} | {_spread(row.alone, '.1f')} "
+            print(f"| {row.engine} | {row.batch} | {row.budget:.3g} | {_spread(row.alone, '.1f')} "
                   f"| {_spread(row.together, '.1f')} | {_spread(row.gain, '.2f')} |",
                   flush=True)  # fmt: skip
     return found
@@ -234,7 +235,7 @@ def _spread(value: Spread, form: str) -> str:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--engines", nargs="+", default=["onnx"])
+    parser.add_argument("--engines", nargs="+", default=["onnx"], choices=KINDS)
     cores = cpus()
     parser.add_argument("--threads", type=int, nargs="+", default=[cores])
     parser.add_argument("--batches", type=int, nargs="+", help="else 1 8 32; of large networks 1 8")

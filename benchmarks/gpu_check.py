@@ -40,8 +40,8 @@ from benchmarks.measure.gpu_subjects import (
     bundle_of,
     engine_of,
     rivals,
-    some_images,
 )
+from benchmarks.measure.work import noise
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -153,7 +153,7 @@ def correctness(flags: argparse.Namespace) -> dict[str, Any]:
         bundle = bundle_of(name)
         asked = [rows_at(bundle.card.table(), budget, n) for budget in (1.0, 0.3)]
         penalty, cap = (np.concatenate([part[i] for part in asked]) for i in (0, 1))
-        images = some_images(bundle, len(cap))
+        images = noise(bundle, len(cap))
         wanted = TorchEngine(bundle).run(images, penalty, cap)
         for dtype in LIMITS:
             result = engine_of(flags, bundle, dtype, n).run(images, penalty, cap)
@@ -216,7 +216,7 @@ def time_batch(
     from service.costs import batches, rows_at
 
     n = batch * (1 if flags.rehearse else max(ROWS // batch, 1))
-    images, fractions = some_images(bundle, n), {}
+    images, fractions = noise(bundle, n), {}
     works: dict[object, list[tuple[Callable[[], object], Callable[[], object]]]] = {}
     for budget in flags.budgets:
         penalty, cap, fractions[budget] = rows_at(bundle.card.table(), budget, n)
@@ -281,7 +281,7 @@ def profile(flags: argparse.Namespace, name: str) -> dict[str, Any]:
     bundle, batch = bundle_of(name), max(flags.batches)
     engine = engine_of(flags, bundle, "bfloat16", batch)
     penalty, cap, _ = rows_at(bundle.card.table(), 1 / 4, batch)
-    loaded = engine.load(some_images(bundle, batch), penalty, cap)
+    loaded = engine.load(noise(bundle, batch), penalty, cap)
     loaded.compute()
     torch.cuda.synchronize()
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from benchmarks.measure.floor import processor_name
+from benchmarks.measure.processor import processor_name
 from models import backbones
 from models.compute import path_macs
 from models.network import Network

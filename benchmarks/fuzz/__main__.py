@@ -22,7 +22,8 @@ from pathlib import Path
 import models
 from benchmarks.fuzz.campaign import MOST_GROWTH_BYTES, Outcome, aftermath, attack, send_alone
 from benchmarks.fuzz.requests import shot
-from benchmarks.fuzz.server import Server, running
+from benchmarks.fuzz.server import running
+from benchmarks.load.server import Server
 
 MODEL = "cifar10-mcifarnet"
 _MIB = 2**20

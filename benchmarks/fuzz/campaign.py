@@ -16,8 +16,8 @@ from http.client import HTTPException, HTTPResponse
 import numpy as np
 
 from benchmarks.fuzz.files import image_files
-from benchmarks.fuzz.server import Server
 from benchmarks.fuzz.shots import Shot, post
+from benchmarks.load.server import Server
 
 # An answer takes this long at most, with some hundred times its usual time to spare.
 MOST_SECONDS = 10.0
@@ -169,7 +169,7 @@ def attack(
     with ThreadPoolExecutor(senders) as pool:
         running = [pool.submit(work) for _ in range(senders)]
         while wait(running, _SAMPLE_S).not_done:
-            outcome.memory.append(server.rss_bytes() or 0)
+            outcome.memory.append(server.memory_bytes())
         for one in running:
             one.result()
     return outcome
@@ -192,6 +192,6 @@ def aftermath(server: Server) -> list[str]:
     for name in ("rnp_inflight_bytes", "rnp_queue_depth", "rnp_decode_queue_depth"):
         if value := server.metric(name):
             wrong.append(f"{name} is {value:g} with nothing in flight")
-    if broken := server.metric('rnp_rejected_total{reason="internal_error"}'):
+    if broken := server.metric("rnp_rejected_total", 'reason="internal_error"'):
         wrong.append(f"{broken:g} internal errors")
     return wrong

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import resource
 import shutil
 import socket
@@ -135,7 +134,8 @@ def vanishing(case: Case) -> Verdict:
                     client.sendall(request[: len(request) // 2] if index % 2 else request)
                 time.sleep(case.seconds / 2 / VANISHING)
             outcome = load.result()
-        held = _settled(lambda: _held_places(server) == 0)
+        # A place in a queue, in any of its processes.
+        held = _settled(lambda: server.metric("rnp_queue_depth") == 0)
     said = f"{VANISHING} hung up; {_lost(outcome)}; " + (
         "the queue is empty after it" if held else "places of the queue are held for ever"
     )
@@ -263,19 +263,6 @@ def _dripping(server: Server, request: bytes) -> Iterator[list[socket.socket]]:
 
 def _lost(outcome: Outcome) -> str:
     return f"{int((~outcome.ok).sum())} of {len(outcome)} others were not answered"
-
-
-def _held_places(server: Server) -> float:
-    """Images that hold a place in a queue, by the service's metrics, in all of its processes."""
-    return held_places(str(server.ask("GET", "/metrics")[1]))
-
-
-def held_places(metrics: str) -> float:
-    """The same of a text; a process that could not tell is missing from it."""
-    values = re.findall(r"^rnp_queue_depth(?:\{.*\})? (\S+)$", metrics, re.MULTILINE)
-    if not values:
-        raise ServerError("the metrics say nothing of a queue")
-    return sum(map(float, values))
 
 
 def _settled(condition: Callable[[], bool]) -> bool:

@@ -7,10 +7,10 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.load.outcome import Outcome, Summary
+from benchmarks.measure.processor import processor_name
 from service.cores import cpus
 
 HEADER = (
@@ -94,9 +94,6 @@ def _plain(value: Any) -> Any:
 
 def machine() -> str:
     """The processor's name, its cores, Python, and how busy it was lately."""
-    name = platform.machine()
-    with Path("/proc/cpuinfo").open() if Path("/proc/cpuinfo").exists() else open(os.devnull) as it:
-        names = [row.partition(":")[2].strip() for row in it if row.startswith("model name")]
     cores, load = cpus(), os.getloadavg()[0]
     python = f"Python {platform.python_version()}"
-    return f"{names[0] if names else name}, {cores} cores, {python}, load average {load:.1f} before"
+    return f"{processor_name()}, {cores} cores, {python}, load average {load:.1f} before"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,6 +75,10 @@ class Server:
         """The end of what it wrote."""
         return self._log.read_text(errors="replace")[-1500:]
 
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its series, see `total`."""
+        return total(str(self.ask("GET", "/metrics")[1]), name, label)
+
     def pids(self) -> list[int]:
         """The process and all below it."""
         return _tree(self.process.pid)
@@ -86,6 +91,23 @@ class Server:
         """As by kill −9."""
         self.process.kill()
         self.process.wait()
+
+
+def total(metrics: str, name: str, label: str = "") -> float:
+    """The sum of a metric over its series, one of each process or label.
+
+    Args:
+        metrics: as Prometheus reads them.
+        label: written as there, of the series that count; absent, all do.
+
+    Raises:
+        ServerError: there is no such series.
+    """
+    series = re.findall(rf"^{name}(\{{.*\}})? (\S+)$", metrics, re.MULTILINE)
+    values = [float(value) for labels, value in series if label in labels]
+    if not values:
+        raise ServerError(f"the metrics say nothing of {name} {label}".rstrip())
+    return sum(values)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
-"""What machine it is, and its best: multiply–accumulates and bytes a second, in this minute."""
+"""A machine's best: multiply–accumulates and bytes a second, in this minute."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -17,16 +15,6 @@ SIDE = 1536
 # Far more than the caches hold.
 BYTES = 1 << 28
 REPEATS = 5
-
-
-def processor_name() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def peak_macs(threads: int, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -12,7 +12,8 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from benchmarks.measure.gpu_subjects import NETWORKS, bundle_of, rivals, some_images
+from benchmarks.measure.gpu_subjects import NETWORKS, bundle_of, rivals
+from benchmarks.measure.work import noise
 
 RIVAL = "rival-"
 
@@ -54,7 +55,7 @@ def main() -> None:
 
     bundle, what = bundle_of(flags.network), flags.what
     if what.startswith(RIVAL):
-        images = some_images(bundle, int(what.removeprefix(RIVAL)))
+        images = noise(bundle, int(what.removeprefix(RIVAL)))
         only = argparse.Namespace(rehearse=False, rivals=["compiled"])
         rivals(only, bundle, images)["compiled"]()
     elif what == "default":

@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from models.bundle import Bundle
     from service.engines.base import Floats
@@ -49,11 +47,6 @@ def engine_of(flags: argparse.Namespace, bundle: Bundle, dtype: str, *batches: i
         tuner=tuner,
         batches=batches,
     )
-
-
-def some_images(bundle: Bundle, n: int) -> Floats:
-    size = bundle.card.preprocessing.size
-    return np.random.default_rng(0).normal(size=(n, 3, size, size)).astype(np.float32)
 
 
 def rivals(

@@ -13,16 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from benchmarks.measure.timing import Spread
-from benchmarks.measure.work import at_budget, noise
+from benchmarks.measure.work import Kind, at_budget, engine_of, noise
 from models.bundle import Bundle
-from service.engines import create_engine
-
-Kind = Literal["auto", "onnx", "torch", "triton"]
 
 # How long a round's run lasts; what takes longer is run once.
 SECONDS = 1.0
@@ -72,7 +68,7 @@ def measure(
     Raises:
         EOFError: a process has ended; it has said why.
     """
-    with _started(build, kind, processes) as connections:
+    with _started(build, kind, processes) as (engine, connections):
         for batch in batches:
             for budget in budgets:
                 rates = np.empty((rounds, 2))
@@ -85,7 +81,7 @@ def measure(
                     )
                 alone, together = rates.T
                 spreads = Spread.of(alone), Spread.of(together), Spread.of(together / alone)
-                yield Throughput(name, kind, processes, budget, batch, *spreads)
+                yield Throughput(name, engine, processes, budget, batch, *spreads)
 
 
 def _rate(connections: Sequence[Connection], job: Job) -> float:
@@ -96,10 +92,13 @@ def _rate(connections: Sequence[Connection], job: Job) -> float:
 
 
 @contextmanager
-def _started(build: Callable[[], Bundle], kind: Kind, processes: int) -> Iterator[list[Connection]]:
-    """Connections to processes whose engines are ready; they end with the context."""
+def _started(
+    build: Callable[[], Bundle], kind: Kind, processes: int
+) -> Iterator[tuple[str, list[Connection]]]:
+    """Names of the engines, and connections to them, all ready; they end with the context."""
     context = multiprocessing.get_context("spawn")
     barrier, connections, children = context.Barrier(processes, timeout=PATIENCE_S), [], []
+    names: set[str] = set()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             for _ in range(processes):
@@ -111,8 +110,8 @@ def _started(build: Callable[[], Bundle], kind: Kind, processes: int) -> Iterato
                 # So that the end of a process that fails is seen here.
                 theirs.close()
                 # One after another: those that follow find the graphs built.
-                ours.recv()
-            yield connections
+                names.add(ours.recv())
+            yield ", ".join(sorted(names)), connections
         finally:
             for child in children:
                 child.terminate()
@@ -127,8 +126,8 @@ def _work(
     barrier: multiprocessing.synchronize.Barrier,
 ) -> None:
     bundle = build()
-    engine = create_engine(bundle, kind, threads=1, cache_dir=cache_dir)
-    connection.send(None)
+    engine = engine_of(bundle, kind, 1, cache_dir)
+    connection.send(engine.name)
     while True:
         job: Job = connection.recv()
         images = noise(bundle, job.rows)

@@ -1,14 +1,31 @@
-"""What an engine is timed at: images, and caps that make them spend a budget."""
+"""What is timed: an engine, at images and with caps that make them spend a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
 from models.bundle import Bundle
 from service import costs
+from service.engines import create_engine
 from service.engines.base import Engine, Floats
+
+Kind = Literal["auto", "onnx", "torch", "triton"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def engine_of(bundle: Bundle, kind: Kind, threads: int, cache_dir: Path) -> Engine:
+    """The engine that runs a bundle, whose name may differ from what was asked for.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"engine {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    return create_engine(bundle, kind, threads=threads, cache_dir=cache_dir)
 
 
 def noise(bundle: Bundle, rows: int) -> Floats:

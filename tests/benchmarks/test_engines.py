@@ -13,6 +13,7 @@ from benchmarks.measure import processes
 from benchmarks.measure.bundles import PLACES, random_bundle
 from benchmarks.measure.rivals import full_networks
 from benchmarks.measure.timing import LEAST_ROUNDS, LEAST_S, in_turn
+from benchmarks.measure.work import engine_of
 from models.compute import path_macs
 
 PROCESSOR = ["--threads", "1", "--clock", "processor"]
@@ -72,6 +73,32 @@ def test_processes_that_compare_nothing_are_refused(
     with pytest.raises(SystemExit):
         engines.main()
     assert "--processes compares 2 or more with one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", "2", "--budgets", "0.25"]])
+def test_rows_name_the_engine_that_ran(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["engines", "--quick", "--engines", "auto", "--threads", "1", *options]
+    monkeypatch.setattr("sys.argv", command)
+    engines.main()
+    *table, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    rows = report["processes"] or report["rows"] + report["forecasts"]
+    assert {row["engine"] for row in rows} == {"onnx"}
+    assert not [line for line in table if line.startswith("| auto")]
+
+
+def test_engine_of_an_unknown_kind_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = random_bundle("mcifarnet", 10, width=0.125)
+    with pytest.raises(ValueError, match="engine 'onyx' is unknown: choose one of auto, onnx"):
+        engine_of(bundle, "onyx", 1, tmp_path)
+    monkeypatch.setattr("sys.argv", ["engines", "--engines", "onyx"])
+    with pytest.raises(SystemExit):
+        engines.main()
+    assert "invalid choice: 'onyx'" in capsys.readouterr().err
 
 
 def test_process_that_cannot_build_its_network_ends_the_measurement() -> None:

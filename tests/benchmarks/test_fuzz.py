@@ -24,8 +24,8 @@ class Watched:
     def __init__(self, port: int, memory: Iterator[int] | None = None) -> None:
         self.port, self._memory = port, memory
 
-    def rss_bytes(self) -> int | None:
-        return None if self._memory is None else next(self._memory)
+    def memory_bytes(self) -> int:
+        return 0 if self._memory is None else next(self._memory)
 
 
 @contextmanager

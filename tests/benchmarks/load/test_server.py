@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.server import ROOT, ServerError, free_port, running
+from benchmarks.load.server import ROOT, ServerError, free_port, running, total
 
 CHILD = (
     "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
@@ -27,6 +27,9 @@ if __name__ == "__main__":
         (generator,) = multiprocessing.active_children()
         print(server.process.pid, generator.pid, flush=True)
         load.result()
+"""
+METRICS = """# HELP rnp_queue_depth Images that hold a place in the queue
+# TYPE rnp_queue_depth gauge
 """
 SLEEP = "import time; x = bytearray(50_000_000); time.sleep(60)"
 
@@ -58,6 +61,28 @@ def test_a_server_that_never_listens_is_told() -> None:
     told = pytest.raises(ServerError, match=r"is not ready after 0\.2 s")
     with running([sys.executable, "-c", SLEEP], free_port(), {}) as server, told:
         server.wait_ready("/readyz", within_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ("rnp_queue_depth 3.0\nrnp_queue_depth_most 9.0", 3),
+        ('rnp_queue_depth{process="0"} 0.0\nrnp_queue_depth{process="1"} 2.0', 2),
+        ('rnp_queue_depth{process="1"} 0.0\nrnp_queue_depth_most{process="1"} 9.0', 0),
+    ],
+)
+def test_total_is_that_of_all_processes(lines: str, found: float) -> None:
+    assert total(f"{METRICS}{lines}\n", "rnp_queue_depth") == found
+
+
+def test_total_of_a_label_leaves_others_out() -> None:
+    text = 'x_total{process="0",why="a"} 1.0\nx_total{why="b"} 2.0\nx_total{why="a"} 4.0\n'
+    assert total(text, "x_total", 'why="a"') == 5
+
+
+def test_total_of_metrics_that_say_nothing_is_not_none() -> None:
+    with pytest.raises(ServerError, match="say nothing of rnp_queue_depth"):
+        total(METRICS, "rnp_queue_depth")
 
 
 @proc
