@@ -105,7 +105,7 @@ def _marks(axes: Axes, report: dict[str, Any]) -> Points:
         points = _percent(
             (n["fraction"], n["accuracy"]) for n in report["static"] if n["method"] == method
         )
-        label = f"pruned once: {method}"
+        label = f"static: {method}"
         axes.plot(*zip(*points, strict=True), "P<>*"[number % 4], color="#b91c1c", label=label)
         drawn += points
     return drawn
