@@ -66,6 +66,13 @@ def app(settings: Settings, engine: FakeEngine) -> FastAPI:
     return create_app(settings, engine)
 
 
+@pytest.fixture(scope="module")
+def reader(settings: Settings, card: Card) -> Iterator[httpx.Client]:
+    """A client of one service for all tests of a module that leave it as it is."""
+    with serve(create_app(settings, FakeEngine(card.table(), len(card.labels)))) as client:
+        yield client
+
+
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[httpx.Client]:
     with serve(app) as client:

@@ -16,19 +16,19 @@ from service.settings import Settings
 from tests.service.support import FakeEngine, png, serve
 
 
-def test_request_id_given_is_kept(client: httpx.Client) -> None:
-    response = client.post("/classify", content=png(), headers={"x-request-id": "a-1.b:c_D"})
+def test_request_id_given_is_kept(reader: httpx.Client) -> None:
+    response = reader.post("/classify", content=png(), headers={"x-request-id": "a-1.b:c_D"})
     assert response.headers["x-request-id"] == response.json()["request_id"] == "a-1.b:c_D"
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", '"', "é".encode()])
-def test_request_id_not_plain_is_replaced(client: httpx.Client, given: str | bytes) -> None:
-    response = client.get("/healthz", headers={"x-request-id": given})
+def test_request_id_not_plain_is_replaced(reader: httpx.Client, given: str | bytes) -> None:
+    response = reader.get("/healthz", headers={"x-request-id": given})
     assert len(response.headers["x-request-id"]) == 32
 
 
-def test_request_id_absent_is_new_each_time(client: httpx.Client) -> None:
-    ids = {client.get("/healthz").headers["x-request-id"] for _ in range(3)}
+def test_request_id_absent_is_new_each_time(reader: httpx.Client) -> None:
+    ids = {reader.get("/healthz").headers["x-request-id"] for _ in range(3)}
     assert len(ids) == 3
 
 

@@ -103,8 +103,8 @@ def test_load_train_held_out_zero_is_a_tenth(photos, train):
 
 
 def test_load_train_held_out_zero_is_no_more_than_the_most(photos, train, monkeypatch):
-    monkeypatch.setattr("training.data.HELD_OUT_MOST", 3)
-    assert len(train(photos(train={"cat": 20, "dog": 20}), held_out=0)[1]) == 3
+    monkeypatch.setattr("training.data.HELD_OUT_MOST", 2)
+    assert len(train(photos(train={"cat": 20, "dog": 20}), held_out=0)[1]) == 2
 
 
 def test_load_train_held_out_too_large_names_the_setting(photos, train):

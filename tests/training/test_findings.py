@@ -14,7 +14,9 @@ from training.evaluation import at_budget
 from training.findings import calibration_error, find, losses, reliability, spearman
 from training.measure import Outcome
 
-CARD = SimpleNamespace(preprocessing=PREPROCESSING, penalty={0.4: 0.6, 0.7: 0.1}.__getitem__)
+CARD = SimpleNamespace(
+    preprocessing=PREPROCESSING, penalty={0.4: 0.6, 0.7: 0.1}.__getitem__, temperature=1.0
+)
 
 
 @pytest.fixture(scope="module")

@@ -182,6 +182,9 @@ def test_pin_same_inputs_pass_and_others_are_refused_until_a_new_run(pinned):
 
 def test_pin_of_an_older_run_takes_what_there_is_now_and_keeps_to_it(pinned, tmp_path):
     pinned("a")
+    pinned("a", "b")  # a file, of which older runs recorded nothing
+    with pytest.raises(ConfigError, match=r"setting backbone\.pretrained"):
+        pinned("a", "c")
     with pytest.raises(ConfigError):
         pinned("x")
     assert set(read_yaml(str(tmp_path / "inputs.yaml"))) <= set(flatten(to_dict(Config())))

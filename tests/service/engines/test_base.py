@@ -10,8 +10,7 @@ from models.compute import cap_macs
 from service.engines import base, onnx_scope
 from service.engines.base import code_digest, every_way, forced, is_plain, plans
 from service.engines.reference import TorchEngine
-from tests.service.engines.support import random_bundle, random_images
-from tests.service.engines.test_onnx_graph import THREE_GROUPS
+from tests.service.engines.support import THREE_GROUPS, random_bundle, random_images
 
 
 def test_is_plain_needs_both_no_penalty_and_room_for_the_whole() -> None:

@@ -9,11 +9,19 @@ import pytest
 
 from models.bundle import Bundle
 from models.compute import path_macs
-from models.config import BackboneConfig, ConvConfig, Sees, Views
+from models.config import BackboneConfig, Sees, Views
 from service.engines.base import Result
 from service.engines.onnx_graph import OnnxEngine
 from tests.service.engines.masked import MaskedNetwork
 from tests.service.engines.support import (
+    BACKBONES,
+    CHAIN,
+    EXACT,
+    FORMS,
+    LINEARS,
+    PADDED,
+    RESIDUAL,
+    STEM,
     check_same,
     mixed_rows,
     most,
@@ -22,70 +30,6 @@ from tests.service.engines.support import (
     random_images,
     spread_gains,
 )
-
-STEM = ConvConfig("0", "n0", 3, 8)
-
-
-def conv(in_channels: int, out_channels: int, **rest: object) -> ConvConfig:
-    return dataclasses.replace(STEM, in_channels=in_channels, out_channels=out_channels, **rest)
-
-
-def block(in_channels: int, out_channels: int, stride: int, shortcut: str) -> list[ConvConfig]:
-    first = conv(in_channels, out_channels, stride=stride)
-    return [first, conv(out_channels, out_channels, shortcut=shortcut)]
-
-
-CHAIN = BackboneConfig(
-    "chain",
-    image_size=18,
-    layers=(
-        conv(3, 8, padding=0),
-        conv(8, 16, stride=2, kernel=5, padding=2),
-        conv(16, 12, pool=(2, 2, 0)),
-        conv(12, 16, kernel=1, padding=0),
-        conv(16, 20),
-    ),
-    linears=(6,),
-    linear_names=("head",),
-)
-RESIDUAL = BackboneConfig(
-    "residual",
-    image_size=15,
-    layers=(
-        conv(3, 8, pool=(3, 2, 1)),
-        *block(8, 8, 1, "identity"),
-        *block(8, 16, 2, "pad"),
-        *block(16, 24, 2, "project"),
-        *block(24, 24, 1, "identity"),
-    ),
-    linears=(5,),
-    linear_names=("head",),
-)
-# The last maps, of side 5, do not divide into 2 × 2.
-LINEARS = BackboneConfig(
-    "linears",
-    image_size=10,
-    layers=(STEM, conv(8, 12), conv(12, 12, pool=(2, 2, 0))),
-    linears=(14, 9, 4),
-    linear_names=("a", "b", "c"),
-    groups=2,
-    pool_to=2,
-)
-EXACT = dataclasses.replace(LINEARS, name="exact", pool_to=5, groups=4)
-HALVED = dataclasses.replace(LINEARS, name="halved", image_size=8)
-THREE_GROUPS = dataclasses.replace(
-    CHAIN, name="three groups", groups=3, layers=(conv(3, 6), conv(6, 9), conv(9, 12))
-)
-# What a block reads is padded, or cut where the block's end is narrower.
-PADDED = BackboneConfig(
-    "padded",
-    image_size=8,
-    layers=(conv(3, 8), *block(8, 16, 2, "project"), *block(16, 20, 1, "pad")),
-    linears=(4,),
-    linear_names=("head",),
-)
-BACKBONES = [CHAIN, RESIDUAL, LINEARS, EXACT, HALVED, THREE_GROUPS, PADDED]
-FORMS = ["paths", "priced", "paper"]
 
 
 def forced(bundle: Bundle, path: tuple[int, ...]) -> Bundle:

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from service.engines.onnx_graph import OnnxEngine
-from tests.service.engines.support import check_same, mixed_rows, random_bundle
-from tests.service.engines.test_onnx_graph import CHAIN, FORMS, RESIDUAL
+from tests.service.engines.support import (
+    CHAIN,
+    FORMS,
+    RESIDUAL,
+    check_same,
+    mixed_rows,
+    random_bundle,
+)
 
 
 @pytest.mark.parametrize("form", FORMS)

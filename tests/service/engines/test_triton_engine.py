@@ -23,8 +23,16 @@ from service.engines.triton_engine import (
     check_answers,
 )
 from service.engines.triton_tuning import Tuner
-from tests.service.engines.support import check_same, mixed_rows, random_bundle
-from tests.service.engines.test_onnx_graph import CHAIN, LINEARS, PADDED, RESIDUAL, THREE_GROUPS
+from tests.service.engines.support import (
+    CHAIN,
+    LINEARS,
+    PADDED,
+    RESIDUAL,
+    THREE_GROUPS,
+    check_same,
+    mixed_rows,
+    random_bundle,
+)
 from tests.service.engines.triton_support import DEVICE, TILE
 
 ROWS = 9

@@ -11,8 +11,7 @@ from service.engines import triton_tuning
 from service.engines.triton_engine import TritonEngine
 from service.engines.triton_network import TritonNetwork
 from service.engines.triton_tuning import CANDIDATES, Tuner
-from tests.service.engines.support import mixed_rows, random_bundle
-from tests.service.engines.test_onnx_graph import THREE_GROUPS
+from tests.service.engines.support import THREE_GROUPS, mixed_rows, random_bundle
 from tests.service.engines.triton_support import DEVICE, TILE
 
 

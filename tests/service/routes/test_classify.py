@@ -71,14 +71,14 @@ def test_classify_raw_body_answers_as_the_contract_says(client: httpx.Client, ca
     assert 0 < timing["decode"] + timing["inference"] <= timing["total"]
 
 
-def test_classify_budget_one_runs_the_plain_network(client: httpx.Client, card: Card) -> None:
-    compute = client.post("/classify?budget=1", content=png()).json()["compute"]
+def test_classify_budget_one_runs_the_plain_network(reader: httpx.Client, card: Card) -> None:
+    compute = reader.post("/classify?budget=1", content=png()).json()["compute"]
     assert compute["macs"] == compute["full_macs"] == card.table().full
     assert (compute["fraction"], compute["agent_macs"], compute["widths"]) == (1, 0, [4, 4, 4])
 
 
-def test_classify_budget_one_with_a_cap_consults_the_agent(client: httpx.Client) -> None:
-    compute = client.post("/classify?budget=1&cap=0.4", content=png()).json()["compute"]
+def test_classify_budget_one_with_a_cap_consults_the_agent(reader: httpx.Client) -> None:
+    compute = reader.post("/classify?budget=1&cap=0.4", content=png()).json()["compute"]
     assert compute["fraction"] <= 0.4
     assert compute["agent_macs"] > 0
 
@@ -116,8 +116,8 @@ def test_classify_no_budget_takes_the_one_in_force(client: httpx.Client) -> None
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (2, 2), (3, 3), (1000, 3)])
-def test_classify_top_k_limits_predictions(client: httpx.Client, top_k: int, expected: int) -> None:
-    body = client.post(f"/classify?top_k={top_k}", content=png()).json()
+def test_classify_top_k_limits_predictions(reader: httpx.Client, top_k: int, expected: int) -> None:
+    body = reader.post(f"/classify?top_k={top_k}", content=png()).json()
     assert len(body["predictions"]) == expected
 
 
@@ -126,37 +126,37 @@ def test_classify_top_k_limits_predictions(client: httpx.Client, top_k: int, exp
     ["image/png", "application/x-www-form-urlencoded", "application/octet-stream", "", "text/html"],
 )
 def test_classify_any_content_type_is_read_by_content(
-    client: httpx.Client, content_type: str
+    reader: httpx.Client, content_type: str
 ) -> None:
-    response = client.post("/classify", content=png(), headers={"content-type": content_type})
+    response = reader.post("/classify", content=png(), headers={"content-type": content_type})
     assert response.status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_classify_allowed_format_answered(client: httpx.Client, kind: str) -> None:
+def test_classify_allowed_format_answered(reader: httpx.Client, kind: str) -> None:
     content = encode(Image.new("RGB", (30, 20)), kind)
-    assert client.post("/classify", content=content).status_code == 200
+    assert reader.post("/classify", content=content).status_code == 200
 
 
-def test_classify_encoding_that_changes_nothing_is_accepted(client: httpx.Client) -> None:
+def test_classify_encoding_that_changes_nothing_is_accepted(reader: httpx.Client) -> None:
     for encoding in ("identity", "Identity", ""):
-        response = client.post("/classify", content=png(), headers={"Content-Encoding": encoding})
+        response = reader.post("/classify", content=png(), headers={"Content-Encoding": encoding})
         assert response.status_code == 200
-    assert client.post("/classify", headers={"Content-Encoding": "br"}).status_code == 415
+    assert reader.post("/classify", headers={"Content-Encoding": "br"}).status_code == 415
 
 
-def test_classify_multipart_answers_parts_in_order(client: httpx.Client) -> None:
+def test_classify_multipart_answers_parts_in_order(reader: httpx.Client) -> None:
     colours = (64, 192, 128)
-    response = client.post("/classify", files=files(*map(png, colours)))
+    response = reader.post("/classify", files=files(*map(png, colours)))
     results = response.json()["results"]
-    singles = [client.post("/classify", content=png(colour)).json() for colour in colours]
+    singles = [reader.post("/classify", content=png(colour)).json() for colour in colours]
     assert [r["predictions"] for r in results] == [s["predictions"] for s in singles]
     assert {r["request_id"] for r in results} == {response.headers["x-request-id"]}
 
 
-def test_classify_multipart_bad_part_is_an_error_of_its_own(client: httpx.Client) -> None:
+def test_classify_multipart_bad_part_is_an_error_of_its_own(reader: httpx.Client) -> None:
     contents = (png(), b"text", png(), encode(Image.new("RGB", (8, 8)), "TIFF"))
-    response = client.post("/classify", files=files(*contents))
+    response = reader.post("/classify", files=files(*contents))
     results = response.json()["results"]
     assert response.status_code == 200
     assert [result.get("code") for result in results] == [

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from tests.service.sockets import connect
-from tests.service.support import FakeEngine, png, wait_until
+from tests.service.support import FakeEngine, metric, png, wait_until
 
 
 def test_deadline_with_time_to_spare_gets_everything(client: httpx.Client) -> None:
@@ -105,14 +106,14 @@ def test_client_that_hangs_up_is_counted_and_leaves_the_queue(
         first = pool.submit(client.post, "/classify", content=png())
         assert engine.started.wait(10)
         if closing == "while it waits":
-            hang_up(client)
-            wait_until(lambda: "rnp_queue_depth 0.0" in client.get("/metrics").text)
+            hang_up(client, lambda: wait_until(lambda: metric(client, "rnp_queue_depth") == 1))
+            wait_until(lambda: metric(client, "rnp_queue_depth") == 0)
         engine.gate.set()
         assert first.result().status_code == 200
     if closing == "while it runs":
         engine.started.clear()
         engine.gate.clear()
-        hang_up(client, after=lambda: engine.started.wait(10))
+        hang_up(client, lambda: engine.started.wait(10))
     counted = 'rnp_requests_total{code="499",route="/classify"} 1.0'
     wait_until(lambda: counted in client.get("/metrics").text)
     assert 'rnp_abandoned_total{model="tiny"} 1.0' in client.get("/metrics").text
@@ -137,7 +138,7 @@ def test_client_that_closes_its_sending_side_is_taken_to_have_gone(
     wait_until(lambda: counted in client.get("/metrics").text)
 
 
-def hang_up(client: httpx.Client, after=lambda: time.sleep(0.2)) -> None:
+def hang_up(client: httpx.Client, after: Callable[[], object]) -> None:
     """Send an image, and go."""
     body, url = png(), client.base_url
     with socket.create_connection((url.host, url.port)) as connection:

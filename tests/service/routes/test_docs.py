@@ -5,14 +5,14 @@ import re
 import httpx
 
 
-def test_get_docs_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
-    page = client.get("/docs").text
+def test_get_docs_needs_nothing_from_elsewhere(reader: httpx.Client) -> None:
+    page = reader.get("/docs").text
     assert "://" not in page
     assert '"validatorUrl": null' in page
     assets = re.findall(r'(?:href|src)="([^"]+)"', page)
     assert len(assets) == 3
     for asset in assets:
-        response = client.get(asset)
+        response = reader.get(asset)
         assert response.status_code == 200
         assert response.headers["content-type"].split(";")[0] in (
             "text/css",
@@ -21,13 +21,13 @@ def test_get_docs_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
         )
 
 
-def test_get_root_leads_to_docs(client: httpx.Client) -> None:
-    response = client.get("/")
+def test_get_root_leads_to_docs(reader: httpx.Client) -> None:
+    response = reader.get("/")
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
 
 
-def test_openapi_tells_answers_and_errors(client: httpx.Client) -> None:
-    api = client.get("/openapi.json").json()
+def test_openapi_tells_answers_and_errors(reader: httpx.Client) -> None:
+    api = reader.get("/openapi.json").json()
     post = api["paths"]["/classify"]["post"]
     assert set(post["responses"]) == {"200", "400", "413", "415", "422", "429", "503", "504"}
     refusal = post["responses"]["422"]["content"]["application/json"]["schema"]

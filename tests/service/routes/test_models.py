@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,37 @@ def test_get_models_tells_what_every_budget_costs(
     }
 
 
+def make_shelf(folder: Path) -> Path:
+    """A directory of bundles: two that are served, and beside it one that nobody may reach."""
+    for name in ("tiny", "zebra"):
+        add_bundle(folder / "bundles", make_card(name))
+    add_bundle(folder, make_card("outside"))
+    return folder / "bundles"
+
+
+def operate(shelf: Path) -> AbstractContextManager[httpx.Client]:
+    return serve(create_app(Settings(bundles=shelf, threads=1, cache_dir=shelf / ".cache")))
+
+
 @pytest.fixture
 def shelf(tmp_path: Path) -> Path:
-    """A directory of bundles: two that are served, and beside it one that nobody may reach."""
-    directory = tmp_path / "bundles"
-    for name in ("tiny", "zebra"):
-        add_bundle(directory, make_card(name))
-    add_bundle(tmp_path, make_card("outside"))
-    return directory
+    return make_shelf(tmp_path)
 
 
 @pytest.fixture
 def operated(shelf: Path) -> Iterator[httpx.Client]:
-    with serve(
-        create_app(Settings(bundles=shelf, threads=1, cache_dir=shelf / ".cache"))
-    ) as client:
+    with operate(shelf) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Of a service that is asked for nothing but what it refuses; links lead out of its shelf."""
+    outside = tmp_path_factory.mktemp("refusing")
+    with operate(shelf := make_shelf(outside)) as client:
+        (shelf / "link").symlink_to(outside / "outside")
+        (shelf / "linked-card").mkdir()
+        (shelf / "linked-card/bundle.json").symlink_to(outside / "outside/bundle.json")
         yield client
 
 
@@ -127,18 +144,16 @@ def test_put_model_bad_bundle_refused_and_the_old_one_serves(
     ],
 )
 def test_put_model_path_stays_in_the_directory(
-    operated: httpx.Client, shelf: Path, path: str, words: str
+    refusing: httpx.Client, tmp_path: Path, path: str, words: str
 ) -> None:
-    (shelf / "link").symlink_to(shelf.parent / "outside")
-    (shelf / "linked-card").mkdir()
-    (shelf / "linked-card/bundle.json").symlink_to(shelf.parent / "outside/bundle.json")
-    for body in ({"path": path}, {"path": str(shelf.parent / "outside")}):
-        response = operated.put("/models/outside", json=body)
+    add_bundle(tmp_path, make_card("outside"))
+    for body in ({"path": path}, {"path": str(tmp_path / "outside")}):
+        response = refusing.put("/models/outside", json=body)
         assert (response.status_code, response.json()["code"]) == (422, "bad_bundle")
         assert words in response.json()["error"] or body["path"] != path
-    response = operated.put("/models/outside")
+    response = refusing.put("/models/outside")
     assert (response.status_code, response.json()["code"]) == (422, "bad_bundle")
-    assert "outside" not in operated.get("/models").text
+    assert "outside" not in refusing.get("/models").text
 
 
 def test_put_model_new_one_is_found_by_its_card(operated: httpx.Client, shelf: Path) -> None:
@@ -166,8 +181,8 @@ def test_put_model_two_directories_must_be_told_apart(operated: httpx.Client, sh
     ("body", "words"),
     [({"dir": "a"}, "dir is no parameter: the known ones are path"), ({"path": 1}, "path is 1")],
 )
-def test_put_model_bad_body_refused(operated: httpx.Client, body: Any, words: str) -> None:
-    response = operated.put("/models/tiny", json=body)
+def test_put_model_bad_body_refused(refusing: httpx.Client, body: Any, words: str) -> None:
+    response = refusing.put("/models/tiny", json=body)
     assert (response.status_code, response.json()["code"]) == (422, "bad_parameter")
     assert words in response.json()["error"]
 

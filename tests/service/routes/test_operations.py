@@ -22,12 +22,12 @@ from service.siblings import Siblings
 from tests.service.support import FakeEngine, serve, wait_until
 
 
-def test_get_healthz_ok(client: httpx.Client) -> None:
-    assert client.get("/healthz").json() == {"status": "ok"}
+def test_get_healthz_ok(reader: httpx.Client) -> None:
+    assert reader.get("/healthz").json() == {"status": "ok"}
 
 
-def test_get_readyz_ready(client: httpx.Client) -> None:
-    assert client.get("/readyz").json() == {"status": "ready"}
+def test_get_readyz_ready(reader: httpx.Client) -> None:
+    assert reader.get("/readyz").json() == {"status": "ready"}
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/models", "/classify"])
@@ -49,8 +49,8 @@ def test_route_while_draining_is_503(client: httpx.Client, app) -> None:
     assert client.get("/healthz").status_code == 200
 
 
-def test_get_metrics_is_prometheus_text(client: httpx.Client) -> None:
-    response = client.get("/metrics")
+def test_get_metrics_is_prometheus_text(reader: httpx.Client) -> None:
+    response = reader.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     families = list(text_string_to_metric_families(response.text))
     assert families
@@ -58,11 +58,11 @@ def test_get_metrics_is_prometheus_text(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/models", "/docs", "/v2"])
-def test_head_is_a_get_without_its_body(client: httpx.Client, path: str) -> None:
-    response, whole = client.head(path), client.get(path)
+def test_head_is_a_get_without_its_body(reader: httpx.Client, path: str) -> None:
+    response, whole = reader.head(path), reader.get(path)
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["content-type"] == whole.headers["content-type"]
-    assert client.get("/healthz").json() == {"status": "ok"}  # nothing was left on the connection
+    assert reader.get("/healthz").json() == {"status": "ok"}  # nothing was left on the connection
 
 
 def test_head_of_what_is_no_get_is_405(client: httpx.Client) -> None:

@@ -6,12 +6,14 @@ import json
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from models.card import Card
 from service.app import create_app
 from service.logs import JsonFormatter
 from service.security.keys import new_key
@@ -22,12 +24,28 @@ CALLER, CALLER_LINE = new_key("alice")
 OPERATOR, OPERATOR_LINE = new_key("root")
 
 
-@pytest.fixture
-def guarded(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
-    (tmp_path / "callers").write_text(CALLER_LINE)
-    (tmp_path / "operators").write_text(OPERATOR_LINE)
-    files = {"api_keys_file": tmp_path / "callers", "operator_keys_file": tmp_path / "operators"}
+@contextmanager
+def guard(settings: Settings, engine: FakeEngine, folder: Path) -> Iterator[httpx.Client]:
+    (folder / "callers").write_text(CALLER_LINE)
+    (folder / "operators").write_text(OPERATOR_LINE)
+    files = {"api_keys_file": folder / "callers", "operator_keys_file": folder / "operators"}
     with serve(create_app(settings.model_copy(update=files), engine)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    settings: Settings, card: Card, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """Of a service that all these tests share, but for those that `own` one."""
+    engine = FakeEngine(card.table(), len(card.labels))
+    with guard(settings, engine, tmp_path_factory.mktemp("keys")) as client:
+        yield client
+
+
+@pytest.fixture
+def own(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
+    with guard(settings, engine, tmp_path) as client:
         yield client
 
 
@@ -96,12 +114,12 @@ def test_operators_routes_are_refused_to_callers(
     assert ask(bearer(OPERATOR)) not in (401, 403)
 
 
-def test_caller_cannot_set_the_budget(guarded: httpx.Client) -> None:
-    response = guarded.put("/budget", json={"budget": 0.9}, headers=bearer(CALLER))
+def test_caller_cannot_set_the_budget(own: httpx.Client) -> None:
+    response = own.put("/budget", json={"budget": 0.9}, headers=bearer(CALLER))
     check_refused(response, 403, "forbidden")
-    assert guarded.get("/budget", headers=bearer(CALLER)).json()["budget"] == 0.5
-    assert guarded.put("/budget", json={"budget": 0.9}, headers=bearer(OPERATOR)).is_success
-    assert guarded.get("/budget", headers=bearer(CALLER)).json()["budget"] == 0.9
+    assert own.get("/budget", headers=bearer(CALLER)).json()["budget"] == 0.5
+    assert own.put("/budget", json={"budget": 0.9}, headers=bearer(OPERATOR)).is_success
+    assert own.get("/budget", headers=bearer(CALLER)).json()["budget"] == 0.9
 
 
 @pytest.mark.parametrize(
@@ -111,12 +129,12 @@ def test_open_routes_need_no_key(guarded: httpx.Client, path: str) -> None:
     assert guarded.get(path).status_code == 200
 
 
-def test_refusal_reads_nothing_of_the_body(guarded: httpx.Client) -> None:
-    address = (guarded.base_url.host, guarded.base_url.port)
+def test_refusal_reads_nothing_of_the_body(own: httpx.Client) -> None:
+    address = (own.base_url.host, own.base_url.port)
     with socket.create_connection(address, timeout=5) as connection:
         connection.sendall(b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\nx")
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
-    metrics = guarded.get("/metrics").text
+    metrics = own.get("/metrics").text
     assert 'rnp_requests_total{code="401",route="/classify"} 1.0' in metrics
     assert 'rnp_rejected_total{reason="unauthorized"} 1.0' in metrics
 
@@ -139,7 +157,7 @@ def test_openapi_without_keys_names_none(client: httpx.Client) -> None:
 
 
 def test_log_has_the_keys_name_and_never_the_key(
-    guarded: httpx.Client, caplog: pytest.LogCaptureFixture
+    own: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[str] = []
     handler = logging.Handler()
@@ -148,11 +166,11 @@ def test_log_has_the_keys_name_and_never_the_key(
     root.addHandler(handler)
     caplog.set_level(logging.DEBUG)
     try:
-        guarded.post("/classify?budget=0.5", content=png(), headers=bearer(CALLER))
-        guarded.put("/budget", json={"budget": 0.7}, headers=bearer(OPERATOR))
-        assert guarded.put("/models/tiny", headers=bearer(OPERATOR), timeout=60).is_success
-        guarded.put("/budget", json={"budget": 0.7}, headers={"X-API-Key": CALLER})
-        guarded.get("/models", headers=bearer("wrong-key"))
+        own.post("/classify?budget=0.5", content=png(), headers=bearer(CALLER))
+        own.put("/budget", json={"budget": 0.7}, headers=bearer(OPERATOR))
+        assert own.put("/models/tiny", headers=bearer(OPERATOR), timeout=60).is_success
+        own.put("/budget", json={"budget": 0.7}, headers={"X-API-Key": CALLER})
+        own.get("/models", headers=bearer("wrong-key"))
     finally:
         root.removeHandler(handler)
     text = "\n".join(lines)

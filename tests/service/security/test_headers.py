@@ -17,8 +17,8 @@ ORIGIN = "https://app.example"
 @pytest.mark.parametrize(
     "path", ["/models", "/nope", "/metrics", "/docs", "/static/swagger-ui.css"]
 )
-def test_every_answer_has_the_headers_once(client: httpx.Client, path: str) -> None:
-    headers = client.get(path).headers
+def test_every_answer_has_the_headers_once(reader: httpx.Client, path: str) -> None:
+    headers = reader.get(path).headers
     assert headers.get_list("x-content-type-options") == ["nosniff"]
     assert headers.get_list("referrer-policy") == ["no-referrer"]
     (policy,) = headers.get_list("content-security-policy")
@@ -43,8 +43,8 @@ def test_page_policy_lets_only_the_pages_own_scripts_run() -> None:
     assert scripts == f"script-src 'self' 'sha256-{digest}'"
 
 
-def test_cors_is_off(client: httpx.Client) -> None:
-    headers = client.get("/models", headers={"Origin": ORIGIN}).headers
+def test_cors_is_off(reader: httpx.Client) -> None:
+    headers = reader.get("/models", headers={"Origin": ORIGIN}).headers
     assert not [name for name in headers if name.startswith("access-control")]
 
 
