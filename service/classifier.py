@@ -94,12 +94,12 @@ def _reader(service: Service, call: Call) -> _Read:
         read_pixels,
         preprocessing=call.model.card.preprocessing,
         max_pixels=settings.max_pixels,
-        count=_Together(settings.max_request_pixels).count,
+        count=_PixelAllowance(settings.max_request_pixels).count,
     )
 
 
-class _Together:
-    """Pixels of a request's images, which may be decoded by several threads."""
+class _PixelAllowance:
+    """What the images of a request may have of pixels together; several threads decode them."""
 
     def __init__(self, limit: int) -> None:
         self._left = self._limit = limit

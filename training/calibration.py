@@ -76,7 +76,7 @@ def rising(points: list[CalibrationPoint]) -> tuple[CalibrationPoint, ...]:
     return tuple(kept)
 
 
-def temperature(policy: Policy, points: Sequence[CalibrationPoint]) -> float:
+def fit_temperature(policy: Policy, points: Sequence[CalibrationPoint]) -> float:
     """What logits are divided by, whatever the budget, so that labels are likeliest.
 
     The geometric mean over a few of the penalties (temperature scaling: Guo et al., On Calibration
@@ -87,11 +87,12 @@ def temperature(policy: Policy, points: Sequence[CalibrationPoint]) -> float:
     """
     reached = [point for point in points if point.fraction <= 1] or points[:1]
     few = reached[:: -(-len(reached) // _ASKED)]
-    logs = [np.log(likeliest(policy(p.penalty).logits, policy.images.labels)) for p in few]
-    return float(np.exp(np.mean(logs)))
+    labels = policy.images.labels
+    found = [likeliest_temperature(policy(point.penalty).logits, labels) for point in few]
+    return float(np.exp(np.mean(np.log(found))))
 
 
-def likeliest(logits: Logits, labels: IntArray) -> float:
+def likeliest_temperature(logits: Logits, labels: IntArray) -> float:
     """The temperature at which the labels (N,) have the greatest likelihood, found by bisection.
 
     Args:

@@ -61,10 +61,8 @@ def picture(report: dict[str, Any]) -> bytes:
     with style.context(["default", {"font.size": 9, "text.parse_math": False}]):
         figure = Figure(figsize=(7.5, 5.2), dpi=120, layout="constrained")
         axes = figure.subplots()
-        lowest = min(
-            point[1] for drawn in (_lines(axes, report), _marks(axes, report)) for point in drawn
-        )
-        axes.set_ylim(bottom=lowest - _MARGIN)
+        drawn = _lines(axes, report) + _marks(axes, report)
+        axes.set_ylim(bottom=min(y for _, y in drawn) - _MARGIN)
         axes.set_xlim(0, 104)
         _published(axes, _known(report))
         axes.set_xlabel("mean compute, % of the full network's MACs")

@@ -17,7 +17,7 @@ from models.network import Network
 from models.storage import Tensors, pack, unpack
 from models.weights import export
 from training import finetune, layerwise, paths, pathwise, settings, supernet
-from training.calibration import calibrate, temperature
+from training.calibration import calibrate, fit_temperature
 from training.config import Config
 from training.errors import CheckpointError, ConfigError
 from training.evaluation import measure_budgets, network_of, picture, table, test_images
@@ -140,8 +140,9 @@ def _bundle(run: Run, network: Network, tensors: Tensors) -> Bundle:
         git_commit=commit(),
     )
     bundle = Bundle(card, tensors, Path(config.out), "")
-    points, degree = _calibration(run, bundle)
-    return replace(bundle, card=replace(card, calibration=points, temperature=degree))
+    points, temperature = _calibration(run, bundle)
+    card = replace(card, calibration=points, temperature=temperature)
+    return replace(bundle, card=card)
 
 
 def _calibration(run: Run, bundle: Bundle) -> tuple[tuple[CalibrationPoint, ...], float]:
@@ -156,10 +157,10 @@ def _calibration(run: Run, bundle: Bundle) -> tuple[tuple[CalibrationPoint, ...]
         highest_penalty=max(run.config.agent.penalties),
         points=run.config.calibration.points,
     )
-    degree = temperature(policy, points)
-    state = {"points": [asdict(point) for point in points], "temperature": degree}
+    temperature = fit_temperature(policy, points)
+    state = {"points": [asdict(point) for point in points], "temperature": temperature}
     run.checkpoints.save("calibration", state, done=True)
-    return points, degree
+    return points, temperature
 
 
 def _evaluated(run: Run, bundle: Bundle) -> Bundle:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from models.bundle import WEIGHTS, Bundle, read_bundle
 from models.card import Card
 from training import settings
-from training.calibration import calibrate, temperature
+from training.calibration import calibrate, fit_temperature
 from training.config import Config
 from training.errors import ConfigError
 from training.evaluation import (
@@ -52,7 +52,7 @@ def recalibrate(bundle_path: Path, source: str, points: int, cache: Path, out: P
         card,
         name=out.name,
         calibration=calibration,
-        temperature=temperature(policy, calibration),
+        temperature=fit_temperature(policy, calibration),
         # Older cards have no digest, and are checked by less.
         data={**card.data, "digest": held_out.digest},
         training={**card.training, "recalibration": {"points": points, "git_commit": commit()}},

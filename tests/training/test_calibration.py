@@ -13,9 +13,9 @@ from tests.training.support import PREPROCESSING, chain, coloured, lively_networ
 from training.calibration import (
     LOWEST_PENALTY,
     calibrate,
-    likeliest,
+    fit_temperature,
+    likeliest_temperature,
     rising,
-    temperature,
     widest_gap,
 )
 from training.measure import Policy, by_policy
@@ -85,13 +85,13 @@ def test_likeliest_finds_the_temperature_that_labels_were_drawn_at(true):
     powers = np.exp(logits / true)
     shares = powers / powers.sum(axis=1, keepdims=True)
     labels = (random.random((len(logits), 1)) > shares.cumsum(axis=1)).sum(axis=1)
-    assert likeliest(logits, labels) == pytest.approx(true, rel=0.05)
+    assert likeliest_temperature(logits, labels) == pytest.approx(true, rel=0.05)
 
 
 def test_likeliest_of_answers_that_are_always_right_or_always_wrong_is_bounded():
     logits = np.array([[5, 0, 0], [0, 3, 1]], np.float32)
-    assert likeliest(logits, np.array([0, 1])) == pytest.approx(1 / 16)
-    assert likeliest(logits, np.array([2, 0])) == pytest.approx(16)
+    assert likeliest_temperature(logits, np.array([0, 1])) == pytest.approx(1 / 16)
+    assert likeliest_temperature(logits, np.array([2, 0])) == pytest.approx(16)
 
 
 def test_temperature_is_the_mean_over_penalties_within_the_full_network():
@@ -99,8 +99,8 @@ def test_temperature_is_the_mean_over_penalties_within_the_full_network():
     policy = Policy(network, images, PREPROCESSING)
     points = calibrate(policy, highest_penalty=100.0, points=9)
     within = [p for p in points if p.fraction <= 1]
-    found = [likeliest(policy(p.penalty).logits, images.labels) for p in within]
-    assert min(found) <= temperature(policy, points) <= max(found)
+    found = [likeliest_temperature(policy(p.penalty).logits, images.labels) for p in within]
+    assert min(found) <= fit_temperature(policy, points) <= max(found)
     # What no budget asks for does not count.
     beyond = replace(points[-1], penalty=-10.0, fraction=1.5)
-    assert temperature(policy, [*within, beyond]) == temperature(policy, within)
+    assert fit_temperature(policy, [*within, beyond]) == fit_temperature(policy, within)

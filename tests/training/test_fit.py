@@ -16,7 +16,7 @@ from models.preprocess import preprocess
 from service.engines import create_engine
 from tests.training.support import COLOURS, ROOT, SETTINGS, fit_flags, save_pictures
 from training.__main__ import main
-from training.calibration import temperature
+from training.calibration import fit_temperature
 from training.data import load_train
 from training.evaluation import network_of
 from training.measure import Policy, by_policy
@@ -104,7 +104,7 @@ def assert_calibrated(folder, pictures):
         assert outcome.mean_fraction == pytest.approx(point.fraction)
         assert outcome.accuracy == pytest.approx(point.accuracy)
     policy = Policy(network_of(bundle), held_out, card.preprocessing)
-    assert card.temperature == pytest.approx(temperature(policy, card.calibration)) != 1
+    assert card.temperature == pytest.approx(fit_temperature(policy, card.calibration)) != 1
 
 
 def test_fit_logs_every_stage_in_order(fitted):

@@ -1,6 +1,7 @@
 """Tests of training/pictures.py."""
 
 import io
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -65,6 +66,23 @@ def test_picture_is_900_wide_and_changes_with_what_was_measured(name):
     width, height = _size(one)
     assert width == 900
     assert 200 < height < 1000
+
+
+def test_corruption_without_samples_is_lower():
+    names = {"noise": "Noise", "jpeg": "JPEG"}
+    without = pictures.of_corruption(_corrupted(0.5), {}, names, "title")
+    assert _size(without)[0] == 900
+    assert _size(without)[1] < _size(_corruption(0.5))[1]
+
+
+def test_reliability_leaves_out_bins_of_few_images():
+    point = _at(0.4)
+    few, some = (
+        replace(point, bins=[*point.bins, Bin(times * pictures.LEAST_SHARE, 0.1, 0.9)])
+        for times in (0.5, 2)
+    )
+    one, alike, other = (pictures.of_reliability([at], "title") for at in (point, few, some))
+    assert one == alike != other
 
 
 @pytest.mark.parametrize("name", DRAWN)
