@@ -33,7 +33,9 @@ class Plan(Protocol):
         """Decide which of what waits, the oldest first, is the next batch."""
         ...
 
-    def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
+    def check(
+        self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float, now: float
+    ) -> None:
         """Refuse what cannot be in time."""
         ...
 
@@ -170,9 +172,9 @@ class Batcher:
             if full := self.refusal(places):
                 raise full
             if asked.due < math.inf:
-                waiting = [job.asked for job in self._jobs]
-                busy_s = max(self._busy_until - time.perf_counter(), 0)
-                self._plan.check(asked, waiting, self._held - len(waiting) + places, busy_s)
+                waiting, now = [job.asked for job in self._jobs], time.perf_counter()
+                coming = self._held - len(waiting) + places
+                self._plan.check(asked, waiting, coming, max(self._busy_until - now, 0), now)
             self._held += places
         return Reservation(self, places, asked)
 

@@ -77,6 +77,7 @@ class ModelMetrics:
 
     Args:
         budget: tells the budget in force.
+        at_rest: tells what it would be without load.
         error: tells by how much the model spends more than it was asked to, on average.
     """
 
@@ -85,6 +86,7 @@ class ModelMetrics:
         metrics: Metrics,
         card: Card,
         budget: Callable[[], float],
+        at_rest: Callable[[], float],
         error: Callable[[], float],
     ) -> None:
         self.totals = Totals()
@@ -100,6 +102,7 @@ class ModelMetrics:
         ]
         metrics.full_flops.labels(name).set(FLOPS_PER_MAC * self._full_macs)
         metrics.budget.labels(name).set_function(budget)
+        metrics.budget_at_rest.labels(name).set_function(at_rest)
         metrics.budget_error.labels(name).set_function(error)
         self.abandoned = metrics.abandoned.labels(name)
         self._by = {by: metrics.budget_by.labels(name, by) for by in BUDGET_BY}
@@ -159,6 +162,9 @@ class Metrics:
         self.layer_groups = self._counter("layer_groups", "Groups computed", "model", "layer")
         self.full_flops = self._gauge("full_flops", "FLOPs of the plain backbone", "model")
         self.budget = self._gauge("budget", "Budget in force", "model")
+        self.budget_at_rest = self._gauge(
+            "budget_at_rest", "Budget that would be in force without load", "model"
+        )
         self.budget_error = self._gauge(
             "budget_error", "Share of full_flops spent less that asked for, recent mean", "model"
         )

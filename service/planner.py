@@ -79,6 +79,10 @@ class Planner:
             value = mode.budget
         return max(value, self._card.min_fraction)
 
+    def at_rest(self) -> float:
+        """The budget of a request that names none where there is time."""
+        return self._at_rest(self._budget.mode)
+
     def plan(self, waiting: Sequence[Asked], now: float) -> Planned:
         """Decide on the next batch.
 
@@ -100,20 +104,23 @@ class Planner:
                 return self._plan_behind(waiting, mode, late, now)
         return self._plan_in_time(waiting, mode, now)
 
-    def check(self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float) -> None:
+    def check(
+        self, asked: Asked, waiting: Sequence[Asked], places: int, busy_s: float, now: float
+    ) -> None:
         """Refuse at once what cannot be in time even at the least compute.
 
         Args:
             waiting: what is ahead of it.
             places: images that are about to wait too, this request's among them.
             busy_s: seconds until the batch that is running ends.
+            now: by `time.perf_counter`.
 
         Raises:
             DeadlineUnreachable: its deadline is too near.
         """
         if asked.due == math.inf:
             return
-        mode, now = self._budget.mode, time.perf_counter()
+        mode = self._budget.mode
         shares = np.array([self._range(one, mode)[0] for one in (*waiting, *[asked] * places)])
         needed = busy_s + self._needed_s(shares)
         idle = not waiting and not busy_s
@@ -278,11 +285,13 @@ class Planner:
         """The budget of an image if there is time."""
         if asked.budget is not None:
             return asked.budget
-        if isinstance(mode, Auto):
-            return max(mode.at_rest(self._card.best_budget), self._card.min_fraction)
-        if asked.due < math.inf:
+        if isinstance(mode, Fixed) and asked.due < math.inf:
             return 1.0
-        return max(mode.budget, self._card.min_fraction)
+        return self._at_rest(mode)
+
+    def _at_rest(self, mode: Fixed | Auto) -> float:
+        rest = mode.at_rest(self._card.best_budget) if isinstance(mode, Auto) else mode.budget
+        return max(rest, self._card.min_fraction)
 
     def _limits(self, asked: Asked, mode: Fixed | Auto, level: float) -> Limits:
         """What an image may cost if there is time for this share of the full MACs."""

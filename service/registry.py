@@ -156,6 +156,7 @@ def serve_bundle(
             metrics,
             card,
             lambda: planner.in_force(idle=not batcher.depth),
+            planner.at_rest,
             lambda: planner.correction.error,
         ),
         costs,

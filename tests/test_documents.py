@@ -61,6 +61,15 @@ def test_error_codes_are_documented_with_their_status() -> None:
         assert f"`{error.code}`" in "\n".join(rows), error
 
 
+def test_alerts_are_documented_and_no_others() -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    told = re.findall(r"^\| `([A-Z]\w+)` \|.*\| (\w+) \|$", text, re.MULTILINE)
+    assert told == re.findall(
+        r"- alert: (\w+)$.*?severity: (\w+)$", rules, re.MULTILINE | re.DOTALL
+    )
+
+
 def test_series_are_documented_and_no_others() -> None:
     text = (ROOT / "docs" / "operating.md").read_text()
     named = set(re.findall(r"`(rnp_[a-z_]+)`", text))

@@ -57,7 +57,9 @@ class EchoPlan:
         ]
         return Planned(limits, 5.0)
 
-    def check(self, asked: Asked, waiting: list[Asked], places: int, busy_s: float) -> None:
+    def check(
+        self, asked: Asked, waiting: list[Asked], places: int, busy_s: float, now: float
+    ) -> None:
         self.checked.append((len(waiting), places, busy_s))
         if asked.due < 0:
             raise DeadlineUnreachable("too near")

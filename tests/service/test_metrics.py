@@ -30,7 +30,7 @@ def answer(macs: int, *widths: int) -> Answer:
 
 def test_series_exist_from_the_start_at_zero(card: Card) -> None:
     metrics = Metrics()
-    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01)
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.01)
     metrics.start_routes(["/classify"])
     samples = read(metrics)
     for series in (
@@ -81,7 +81,7 @@ def test_latencies_of_some_seconds_have_buckets() -> None:
 
 def test_observe_counts_flops_exactly(card: Card) -> None:
     metrics = Metrics()
-    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01)
+    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.01)
     for macs in (10**12 + 1, 3):
         model.observe(answer(macs, 4, 1, 2))
     samples = read(metrics)
@@ -94,14 +94,17 @@ def test_observe_counts_flops_exactly(card: Card) -> None:
 def test_observe_fraction_is_a_share_of_the_full_network(card: Card) -> None:
     metrics = Metrics()
     full = card.table().full
-    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.01).observe(answer(full // 2, 4, 1, 2))
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.01).observe(
+        answer(full // 2, 4, 1, 2)
+    )
     assert read(metrics)["rnp_compute_fraction_sum", "tiny"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_budget_series_are_asked_when_they_are_read(card: Card) -> None:
-    metrics, values = Metrics(), [0.3, 0.4]
-    ModelMetrics(metrics, card, lambda: values[0], lambda: values[1])
+    metrics, values = Metrics(), [0.3, 0.6, 0.4]
+    ModelMetrics(metrics, card, lambda: values[0], lambda: values[1], lambda: values[2])
     assert read(metrics)["rnp_budget", "tiny"] == 0.3
+    assert read(metrics)["rnp_budget_at_rest", "tiny"] == 0.6
     assert read(metrics)["rnp_budget_error", "tiny"] == 0.4
     values[0] = 0.1
     assert read(metrics)["rnp_budget", "tiny"] == 0.1
@@ -109,7 +112,7 @@ def test_budget_series_are_asked_when_they_are_read(card: Card) -> None:
 
 def test_observe_counts_who_set_the_budget(card: Card) -> None:
     metrics = Metrics()
-    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0).observe(answer(5, 4, 1, 2))
+    ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.0).observe(answer(5, 4, 1, 2))
     samples = read(metrics)
     assert samples["rnp_budget_by_total", "load", "tiny"] == 1
     assert samples["rnp_budget_by_total", "request", "tiny"] == 0
@@ -122,7 +125,7 @@ def of_model(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_remove_lets_all_series_of_a_model_vanish(card: Card) -> None:
     metrics = Metrics()
     before = read(metrics)
-    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0)
+    model = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.0)
     assert len(read(metrics)) > len(before)
     model.remove()
     assert read(metrics) == before
@@ -133,13 +136,13 @@ def test_remove_lets_all_series_of_a_model_vanish(card: Card) -> None:
 
 def test_remove_leaves_counters_to_a_successor(card: Card) -> None:
     metrics = Metrics()
-    old = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.0)
+    old = ModelMetrics(metrics, card, lambda: 0.5, lambda: 0.6, lambda: 0.0)
     old.observe(answer(10, 4, 1, 2))
     layers = card.backbone.layers
     shorter = dataclasses.replace(card.backbone, layers=layers[:2])
     looks = dataclasses.replace(card.agent, paths=((1, 1), (4, 4)))
     replaced = dataclasses.replace(card, backbone=shorter, agent=looks)
-    new = ModelMetrics(metrics, replaced, lambda: 0.5, lambda: 0.0)
+    new = ModelMetrics(metrics, replaced, lambda: 0.5, lambda: 0.6, lambda: 0.0)
     old.remove(successor=new)
     new.observe(answer(10, 3, 3))
     old.observe(answer(10, 1, 1, 1))  # it was still under way
@@ -155,7 +158,9 @@ def test_joined_is_what_each_process_says_with_its_number(card: Card) -> None:
     for index, name in ((0, "tiny"), (1, 'a} 1\n# HELP "b" {')):
         metrics = Metrics()
         named = dataclasses.replace(card, name=name)
-        ModelMetrics(metrics, named, lambda: 0.5, lambda: 0.0).observe(answer(10, 4, 1, 2))
+        ModelMetrics(metrics, named, lambda: 0.5, lambda: 0.6, lambda: 0.0).observe(
+            answer(10, 4, 1, 2)
+        )
         metrics.start_routes(["/classify"])
         texts[index] = metrics.text()
     expected = {

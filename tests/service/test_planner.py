@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from models.card import CalibrationPoint, Card
-from service import planner as module
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.costs import Cost, CostTable
@@ -127,9 +126,9 @@ def test_plan_auto_deadline_does_not_go_below_the_floor_but_below_a_lower_budget
         assert decided(some, asked)[0].cap == pytest.approx(share, rel=0.08)
     assert isinstance(decided(some, Asked(0, due=0.0045))[0], DeadlineUnreachable)
     now = time.perf_counter()
-    some.check(Asked(now, due=now + 0.05), [], 8, 0.0)
+    some.check(Asked(now, due=now + 0.05), [], 8, 0.0, now)
     with pytest.raises(DeadlineUnreachable):  # as at the floor it takes 10 ms more
-        some.check(Asked(now, due=now + 0.05), [], 12, 0.0)
+        some.check(Asked(now, due=now + 0.05), [], 12, 0.0, now)
 
 
 def test_plan_auto_gives_all_at_rest_and_less_to_each_when_more_wait(card: Card) -> None:
@@ -153,13 +152,13 @@ def test_plan_auto_at_rest_gives_what_the_model_is_best_at_or_what_is_named(card
         (0.9, "request"),
         (0.3, "request"),
     ]
-    assert some.in_force(idle=True) == 0.5
+    assert some.in_force(idle=True) == some.at_rest() == 0.5
     # A ceiling is for all, and a floor above what is best is kept.
     some = planner(card, Auto(10, floor=0.2, ceiling=0.8))
     assert [row.budget for row in decided(some, Asked(0), Asked(0, 0.9))] == [0.8, 0.8]
-    assert some.in_force(idle=True) == 0.8
+    assert some.in_force(idle=True) == some.at_rest() == 0.8
     some = planner(card, Auto(10, floor=0.7))
-    assert decided(some, Asked(0))[0].budget == some.in_force(idle=True) == 0.7
+    assert decided(some, Asked(0))[0].budget == some.in_force(idle=True) == some.at_rest() == 0.7
 
 
 def test_plan_auto_a_named_budget_is_an_upper_bound(card: Card) -> None:
@@ -222,52 +221,54 @@ def test_in_force_falls_under_load_and_returns(card: Card) -> None:
     for n in range(100):
         some.plan([Asked(now - 1)] * 9, now - 1 + n / 100)
     assert some.in_force() < 0.4
+    assert some.at_rest() == 1
     assert some.in_force(idle=True) < 0.7
 
 
 def test_in_force_fixed_not_below_the_least(card: Card) -> None:
-    assert planner(card, Fixed(0.01)).in_force() == card.min_fraction
+    some = planner(card, Fixed(0.01))
+    assert some.in_force() == some.at_rest() == card.min_fraction
 
 
 def test_check_refuses_what_the_queue_makes_late(card: Card) -> None:
     some, now = planner(card), time.perf_counter()
     asked = Asked(now, due=now + 0.03)
-    some.check(asked, [Asked(now)] * 3, 1, 0.0)
-    some.check(Asked(now), [Asked(now)] * 99, 1, 5.0)
+    some.check(asked, [Asked(now)] * 3, 1, 0.0, now)
+    some.check(Asked(now), [Asked(now)] * 99, 1, 5.0, now)
     with pytest.raises(DeadlineUnreachable, match=r"deadline_ms is 30: .* about [4-9]\d"):
-        some.check(asked, [Asked(now)] * 8, 1, 0.0)
+        some.check(asked, [Asked(now)] * 8, 1, 0.0, now)
     with pytest.raises(DeadlineUnreachable):
-        some.check(asked, [], 1, 0.05)
+        some.check(asked, [], 1, 0.05, now)
     # What has a deadline itself can be cheap.
-    some.check(asked, [Asked(now, due=math.inf if n < 2 else now + 1) for n in range(8)], 1, 0.0)
+    some.check(
+        asked, [Asked(now, due=math.inf if n < 2 else now + 1) for n in range(8)], 1, 0.0, now
+    )
 
 
-def test_what_refuses_all_by_which_it_would_be_corrected_is_forgotten(
-    card: Card, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some, now = planner(card), time.perf_counter()
-    asked = Asked(now, due=now + 0.5)
+def test_what_refuses_all_by_which_it_would_be_corrected_is_forgotten(card: Card) -> None:
+    some = planner(card)
     # A stall, seen by all of a batch.
     for _ in range(16):
         some.answered(0.9, 0.9, 2.0)
+    now = time.perf_counter()
+    later = now + 2
+    asked = Asked(later, due=later + 0.5)
     with pytest.raises(DeadlineUnreachable):
-        some.check(asked, [], 1, 0.0)
-    monkeypatch.setattr(module, "_STALE_S", 0.0)
+        some.check(Asked(now, due=now + 0.5), [], 1, 0.0, now)
     for waiting, busy_s in (([Asked(now)], 0.0), ([], 0.1)):
         with pytest.raises(DeadlineUnreachable):  # there will be news
-            some.check(asked, waiting, 1, busy_s)
-    some.check(asked, [], 1, 0.0)
+            some.check(asked, waiting, 1, busy_s, later)
+    some.check(asked, [], 1, 0.0, later)
 
 
-def test_plan_forgets_what_makes_all_late(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_forgets_what_makes_all_late(card: Card) -> None:
     some = planner(card)
     for after_s in (0.0, 2.0) * 4:  # its mean would do, but not what it deviates by
         some.answered(0.0, after_s, 1.0)
     now = time.perf_counter()
-    asked = Asked(now, due=now + 1.5)
-    assert isinstance(decided(some, asked, now=now)[0], DeadlineUnreachable)
-    monkeypatch.setattr(module, "_STALE_S", 0.0)
-    assert decided(some, asked, now=now)[0].by == "deadline"
+    assert isinstance(decided(some, Asked(now, due=now + 1.5), now=now)[0], DeadlineUnreachable)
+    later = now + 2
+    assert decided(some, Asked(later, due=later + 1.5), now=later)[0].by == "deadline"
 
 
 def test_hurries_with_a_deadline_or_in_the_auto_mode(card: Card) -> None:

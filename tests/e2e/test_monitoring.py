@@ -1,10 +1,11 @@
-"""Every query of the dashboard, asked of a real Prometheus that scrapes the running service."""
+"""Every query of the dashboard and every alert, by a real Prometheus that scrapes the service."""
 
 import contextlib
 import io
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,39 @@ from models.preprocess import Preprocessing
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/compute.json").read_text())
+PROMETHEUS = ROOT / "deploy/prometheus"
+(GROUP,) = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+ALERTS = {rule["alert"]: rule for rule in GROUP["rules"]}
+# Series, over 60 minutes, of a service that is fine.
+FINE = {
+    'up{job="rnp", instance="a"}': "1x120",
+    'rnp_requests_total{instance="a", route="/classify", code="200"}': "0+100x120",
+    'rnp_requests_total{instance="a", route="/classify", code="500"}': "0x120",
+    'rnp_requests_total{instance="a", route="/classify", code="504"}': "0x120",
+    'rnp_rejected_total{instance="a", reason="queue_full"}': "0x120",
+    'rnp_rejected_total{instance="a", reason="not_an_image"}': "0+50x120",
+    'rnp_budget{instance="a", model="m"}': "0.4x120",
+    'rnp_budget_at_rest{instance="a", model="m"}': "0.4x120",
+    'rnp_budget_error{instance="a", model="m"}': "0.01x120",
+}
+# What is wrong where each alert fires, and what is almost wrong.
+_DOWN, _OK, _FAILED, _LATE, _FULL, _, _BUDGET, _REST, _ERROR = FINE
+WRONG = {
+    "Down": {_DOWN: "1x10 0x110"},
+    "InternalErrors": {_FAILED: "0+1x120"},
+    "RequestsRefused": {_FULL: "0+3x120"},
+    "DeadlinesMissed": {_LATE: "0+3x120"},
+    "BudgetHeldDown": {_BUDGET: "0.2x120"},
+    "BudgetExceeded": {_ERROR: "0.1x120"},
+}
+BORDERLINE = {
+    "Down": {_DOWN: "1x10 0x1 1x109"},
+    "InternalErrors": {_FAILED: "0x100 1x20"},
+    "RequestsRefused": {_FULL: "0+0.5x120"},
+    "DeadlinesMissed": {_LATE: "0+0.5x120"},
+    "BudgetHeldDown": {_BUDGET: " ".join(["0.1x8 0.4"] * 12)},  # bursts
+    "BudgetExceeded": {_ERROR: "-0.3x120"},
+}
 # What Grafana puts in for its variables.
 VARIABLES = {"$model": ".*", "$__rate_interval": "5m", "$__range": "5m"}
 ERRORS = 'rnp_requests_total{route="/classify", code="400"}'
@@ -160,10 +194,11 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def prometheus_url(service_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     binary = program("prometheus")
     scratch = tmp_path_factory.mktemp("prometheus")
-    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     config["global"]["scrape_interval"] = "500ms"
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [service_url.split("//")[1]]
     (scratch / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(PROMETHEUS / "alerts.yml", scratch)
 
     address = f"127.0.0.1:{free_port()}"
     url = f"http://{address}"
@@ -231,15 +266,40 @@ def test_dashboard_counts_a_model_that_was_unloaded(
         'rnp_flops_total{model="stays"}': "0x4",
         'rnp_full_flops{model="stays"}': "7x4",
     }
-    samples = [{"labels": "{}", "value": value}]
-    expected = {"expr": QUERIES[query], "eval_time": "4m", "exp_samples": samples}
+    check_queries(tmp_path, series, {QUERIES[query]: value}, "4m", interval="1m")
+
+
+def check_queries(
+    scratch: Path,
+    series: dict[str, str],
+    values: dict[str, float | None],
+    at: str,
+    *,
+    interval: str = "30s",
+) -> None:
+    """Check what queries give, by Prometheus' own tool.
+
+    Args:
+        series: by name, their values in its notation, one in each interval.
+        values: by query, None if it gives nothing.
+        at: how long after the series' beginning they are asked.
+    """
+    expected = [
+        {
+            "expr": query,
+            "eval_time": at,
+            "exp_samples": [] if value is None else [{"labels": "{}", "value": value}],
+        }
+        for query, value in values.items()
+    ]
     test = {
-        "interval": "1m",
+        "interval": interval,
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "promql_expr_test": [expected],
+        "promql_expr_test": expected,
     }
-    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": [test]}))
-    command = [program("promtool"), "test", "rules", str(tmp_path / "test.yml")]
+    whole = {"rule_files": [str(PROMETHEUS / "alerts.yml")], "tests": [test]}
+    (scratch / "test.yml").write_text(yaml.safe_dump(whole))
+    command = [program("promtool"), "test", "rules", str(scratch / "test.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -252,3 +312,36 @@ def test_dashboard_model_variable_lists_models(service_url: str, prometheus_url:
     ).json()["data"]
     models = get(f"{service_url}/models").json()["models"]
     assert values == sorted(model["name"] for model in models)
+
+
+def firing(alert: str) -> str:
+    """How often an alert fires, as a query."""
+    return f'count(ALERTS{{alertname="{alert}", alertstate="firing"}})'
+
+
+@pytest.mark.parametrize("wrong", ALERTS)
+def test_alert_fires_alone(tmp_path: Path, wrong: str) -> None:
+    values = {firing(alert): 1 if alert == wrong else None for alert in ALERTS}
+    check_queries(tmp_path, FINE | WRONG[wrong], values, "60m")
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_alert_does_not_fire_for_what_passes(tmp_path: Path, alert: str) -> None:
+    check_queries(tmp_path, FINE | BORDERLINE[alert], {firing(alert): None}, "60m")
+
+
+@pytest.mark.usefixtures("shares")
+@pytest.mark.parametrize("alert", ALERTS)
+def test_alert_is_of_series_that_exist(prometheus_url: str, alert: str) -> None:
+    expression = ALERTS[alert]["expr"]
+    names = re.findall(r"\b(?:rnp_\w+|up)(?:\{[^}]*\})?", expression)
+    assert names
+    for name in names:
+        assert ask(prometheus_url, name), f"no series is {name}"
+
+
+def test_alerts_are_loaded(prometheus_url: str) -> None:
+    groups = get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
+    assert {rule["name"]: rule["health"] for group in groups for rule in group["rules"]} == (
+        dict.fromkeys(ALERTS, "ok")
+    )
