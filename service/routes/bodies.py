@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from service.errors import BodyTooLarge, ClientGone
+from service.errors import BodyTooLarge
 from service.inflight import Holding
 
 
@@ -18,21 +18,17 @@ async def read_body(request: Request, max_bytes: int, held: Holding | None = Non
     Raises:
         TooBusy: the requests in flight hold too much.
         BodyTooLarge: it has more than `max_bytes`.
-        ClientGone: the client hung up before its end.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(f"has {announced}", max_bytes)
     body = bytearray()
-    try:
-        async for chunk in request.stream():
-            if len(body) + len(chunk) > max_bytes:
-                raise _too_large("has more", max_bytes)
-            if held is not None:
-                held.add(len(chunk))
-            body += chunk
-    except ClientDisconnect as error:
-        raise ClientGone("the client hung up before the end of its body") from error
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > max_bytes:
+            raise _too_large("has more", max_bytes)
+        if held is not None:
+            held.add(len(chunk))
+        body += chunk
     return bytes(body)
 
 

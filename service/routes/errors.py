@@ -16,6 +16,7 @@ from service.errors import (
     BadParameter,
     BodyTooLarge,
     BodyTooSlow,
+    ClientGone,
     MethodNotAllowed,
     NotFound,
     ServiceError,
@@ -33,7 +34,11 @@ _SHOWN_INPUT = 80
 _MOST_CHARACTERS = 1000
 
 # A framework that reads a body lets only its own exceptions through.
-_BODY_LIMITS: dict[int, type[ServiceError]] = {408: BodyTooSlow, 413: BodyTooLarge}
+_OF_BODIES: dict[int, type[ServiceError]] = {
+    408: BodyTooSlow,
+    413: BodyTooLarge,
+    499: ClientGone,
+}
 
 # By where they are, a budget by its mode.
 _KNOWN_FIELDS: dict[str, type[BaseModel]] = {
@@ -115,8 +120,8 @@ def _refusal(request: Request, error: Exception) -> ServiceError:
         return BadParameter(_sentence(error.errors()[0]))
     if isinstance(error, HTTPException) and error.status_code == 400:
         return BadParameter("the body is not a JSON object sent as application/json, in UTF-8")
-    if isinstance(error, HTTPException) and error.status_code in _BODY_LIMITS:
-        return _BODY_LIMITS[error.status_code](error.detail)
+    if isinstance(error, HTTPException) and error.status_code in _OF_BODIES:
+        return _OF_BODIES[error.status_code](error.detail)
     path = request.scope["path"]  # of `request.url` an encoded question mark would end it
     if isinstance(error, HTTPException) and error.status_code == 405:
         return MethodNotAllowed(f"{request.method} is not allowed on {path}: see /docs")

@@ -1,4 +1,4 @@
-"""Bodies that come too slowly, or never end, whichever route reads them."""
+"""Bodies that come too slowly, break off or never end, whichever route reads them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class BodyLimits:
 class _Body:
     """Only the time spent waiting for the client counts, not that spent on what it sent.
 
-    Raises from `receive` what frameworks that read a body let through; it becomes BodyTooSlow or
-    BodyTooLarge.
+    Raises from `receive` what frameworks that read a body let through; it becomes BodyTooSlow,
+    BodyTooLarge or, where the client hung up before its end, ClientGone.
     """
 
     def __init__(self, scope: Scope, receive: Receive, max_bytes: int, settings: Settings) -> None:
@@ -49,6 +49,8 @@ class _Body:
             return await self._receive()
         # Most bodies have come with their heads: a timer would take a fiftieth of a small request.
         message = await (self._receive() if is_whole(self._scope) else self._received_in_time())
+        if message["type"] == "http.disconnect":
+            raise HTTPException(499, "the client hung up before the end of its body")
         self._bytes += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
         if self._bytes > self._max_bytes:

@@ -29,10 +29,10 @@ def client(bundles: Path, card: Card) -> Iterator[httpx.Client]:
         yield client
 
 
-def begin(client: httpx.Client, sent: int) -> socket.socket:
+def begin(client: httpx.Client, sent: int, what: str = "POST /classify") -> socket.socket:
     """A request whose body is sent in part."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port), timeout=10)
-    head = f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: {BODY}\r\n\r\n"
+    head = f"{what} HTTP/1.1\r\nhost: x\r\ncontent-length: {BODY}\r\n\r\n"
     connection.sendall(head.encode() + IMAGE[:sent])
     return connection
 
@@ -93,8 +93,11 @@ def test_settings_body_that_could_not_be_held_refused(monkeypatch: pytest.Monkey
         load_settings()
 
 
-def test_client_that_hangs_up_amid_its_body_is_gone(client: httpx.Client) -> None:
-    begin(client, 5000).close()
-    wait_until(lambda: metric(client, "rnp_requests_total", code="499", route="/classify") == 1)
+@pytest.mark.parametrize("what", ["POST /classify", "PUT /budget"])
+def test_client_that_hangs_up_amid_its_body_is_gone(client: httpx.Client, what: str) -> None:
+    begin(client, 5000, what).close()
+    route = what.split()[1]
+    wait_until(lambda: metric(client, "rnp_requests_total", code="499", route=route) == 1)
     assert metric(client, "rnp_rejected_total", reason="client_gone") == 1
-    assert metric(client, "rnp_rejected_total", reason="not_an_image") == 0
+    for mistake in ("not_an_image", "bad_parameter"):
+        assert metric(client, "rnp_rejected_total", reason=mistake) == 0
