@@ -5,7 +5,7 @@
         [--picture PNG] [--check-costs] [--processes N] [--quick]
 
 Each engine runs each network at several budgets and batches, in turn with the fastest ways known to
-run the whole network, which has no agent, on as many threads; a ratio is that of one round. Weights
+run the full network, which has no agent, on as many threads; a ratio is that of one round. Weights
 are random, and caps make the rows spend the budget: of all mixtures of the agent's paths the most
 even one. A batch is timed together with its agent, all copies and choices included.
 
@@ -208,7 +208,7 @@ def run_processes(
 def _print_tables(full: list[Full], rows: list[Row]) -> None:
     first = rows[0]
     print(f"\n{first.network}, threads: {first.threads}, batch: {first.batch}\n")
-    print("| whole network | ms an image | GMAC a second |\n|---|---|---|")
+    print("| full network | ms an image | GMAC a second |\n|---|---|---|")
     for rival in full:
         print(f"| {rival.rival} | {_spread(rival.ms, '.3f')} | {rival.gmacs:.1f} |")
     print("\n| engine | threads | budget | fraction | ms an image | saving in MACs "

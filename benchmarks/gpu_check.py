@@ -6,7 +6,7 @@
 0. Compilation, which takes longest: every kernel with every tile, on all cores at once.
 1. Correctness: the tests of the kernels and of captured training, compiled; then the engine at full
    size beside the reference, in float32 and in bfloat16.
-2. Benchmark: at several budgets and batches, on the GPU's clock, against the whole network by
+2. Benchmark: at several budgets and batches, on the GPU's clock, against the full network by
    cuDNN in a CUDA graph and by torch.compile with max-autotune. Weights are random, and caps make
    the rows spend the budget.
 3. Profiles: what the host calls while a batch is computed.

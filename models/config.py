@@ -179,7 +179,7 @@ class AgentConfig:
             0 whole: "paper" is the paper's, trained at one penalty per group; "priced" takes the
             penalty, a price of MACs, as an input.
         paths: of the form "paths", the widths of each, by rising MACs, from the narrowest to the
-            whole network.
+            full network.
         looks: of the form "paths", after how many of them the agent decides; 0 for all but the
             last. After the others their answer stands.
         sees: of the form "paths", what of a path it decides by: "answer", the two largest
@@ -280,9 +280,7 @@ def check_paths(backbone: BackboneConfig, agent: AgentConfig) -> None:
         if (number == 0) != (set(path) == {1}):
             raise ValueError("the first of the agent's paths, and only it, must be the narrowest")
         if (number == len(agent.paths) - 1) != (set(path) == {k}):
-            raise ValueError(
-                "the last of the agent's paths, and only it, must be the whole network"
-            )
+            raise ValueError("the last of the agent's paths, and only it, must be the full network")
 
 
 def to_dict(config: BackboneConfig | AgentConfig) -> dict[str, Any]:

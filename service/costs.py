@@ -84,7 +84,7 @@ def measure(
 ) -> CostTable:
     """Time an engine that is warm by budget and batch, again and again until the time is up.
 
-    Single images at the lowest budget and at the whole network come first, and always, then the
+    Single images at the lowest budget and at the full network come first, and always, then the
     cheapest; what a slow machine leaves unmeasured is estimated from them.
     """
     budgets = [card.min_fraction, *(b for b in BUDGETS if b > card.min_fraction)]

@@ -113,7 +113,7 @@ class Paths:
     """The second stage: a search for the paths among which an agent of the form "paths" chooses.
 
     Attributes:
-        count: paths to choose from, beside the narrowest and the whole network.
+        count: paths to choose from, beside the narrowest and the full network.
         images: held-out images on which paths are compared.
     """
 

@@ -21,7 +21,7 @@ class Published:
 
     Attributes:
         pruned: where they got.
-        full: where they started from, the whole network, if that is known.
+        full: where they started from, the full network, if that is known.
     """
 
     pruned: Points

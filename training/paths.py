@@ -1,6 +1,6 @@
 """Search for the paths among which an agent chooses: the best fixed ones, from whole to narrowest.
 
-Starting from the whole network, the layer is narrowed by a group whose narrowing raises the loss on
+Starting from the full network, the layer is narrowed by a group whose narrowing raises the loss on
 held-out images least for the compute that it saves, until all are narrowest. (Yu and Huang,
 AutoSlim, 2019, slim a trained supernet in the same greedy way.) What comes by is a chain of paths
 from dear to cheap, of which some are kept, in equal steps of the logarithm of compute.
@@ -91,7 +91,7 @@ def _as_set(agent: AgentConfig, settings: Agent) -> AgentConfig:
 def narrowing(
     network: Network, images: Images, preprocessing: Preprocessing, autocast: torch.autocast
 ) -> list[Path]:
-    """Paths from the whole network to its narrowest, each by a group narrower than the one before.
+    """Paths from the full network to its narrowest, each by a group narrower than the one before.
 
     Args:
         network: folded.

@@ -87,7 +87,7 @@ def measure(
     def stages_of(images: Images, policy: Policy) -> Stages:
         widths = range(1, backbone.groups + 1)
         first, *others = (sent(images, uniform_path(network, width)) for width in widths)
-        # The last of the looks is at the whole network, as the last of the uniform widths.
+        # The last of the looks is at the full network, as the last of the uniform widths.
         others += policy.alone()[1:-1]
         return Stages(first, others, sorted({0.0, agent.blend}), images.labels)
 

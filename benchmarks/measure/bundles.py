@@ -13,7 +13,7 @@ from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig
 from models.preprocess import Preprocessing
 
-# Places of the paths between the whole network, at 0, and the narrowest, at 1, by the logarithm of
+# Places of the paths between the full network, at 0, and the narrowest, at 1, by the logarithm of
 # their MACs; about those that the search found for the trained bundles.
 PLACES = (0.8, 0.55, 0.3)
 HIDDEN = 64
@@ -62,7 +62,7 @@ def random_bundle(
 
 
 def spaced_paths(backbone: BackboneConfig, seed: int) -> tuple[tuple[int, ...], ...]:
-    """The narrowest path, the whole network, and between them random ones at `PLACES`."""
+    """The narrowest path, the full network, and between them random ones at `PLACES`."""
     k, layers, rng = backbone.groups, backbone.n_layers, np.random.default_rng(seed)
     # About a common width, as paths that a search finds are, and not one narrow layer among wide.
     about = rng.uniform(1, k, (DRAWN, 1)) + rng.normal(0, 0.7, (DRAWN, layers))

@@ -1,4 +1,4 @@
-"""The whole network on a GPU as PyTorch runs it best, and the time that a GPU takes.
+"""The full network on a GPU as PyTorch runs it best, and the time that a GPU takes.
 
 No widths and no agent: convolutions are cuDNN's, in bfloat16, channels last, normalisation folded.
 """

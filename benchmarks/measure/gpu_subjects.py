@@ -52,7 +52,7 @@ def engine_of(flags: argparse.Namespace, bundle: Bundle, dtype: str, *batches: i
 def rivals(
     flags: argparse.Namespace, bundle: Bundle, images: Floats
 ) -> dict[str, Callable[[], object]]:
-    """The whole network on images that are on the GPU already."""
+    """The full network on images that are on the GPU already."""
     import torch
 
     from benchmarks.measure.gpu import full_network

@@ -44,7 +44,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for side in (axis.xaxis, axis.yaxis):
             side.set_ticks(ticks, [str(tick) for tick in ticks])
             side.set_ticks([], minor=True)
-    figure.supylabel("times less time than the fastest whole network", fontsize=10)
+    figure.supylabel("times less time than the fastest full network", fontsize=10)
     handles: dict[str, Any] = {}
     for axis in panels:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

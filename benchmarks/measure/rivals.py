@@ -1,4 +1,4 @@
-"""The fastest ways that we know to run the whole network on a CPU: no widths, no agent.
+"""The fastest ways that we know to run the full network on a CPU: no widths, no agent.
 
 A rival is a function from images (N, 3, H, W) float32 to logits (N, C) float32.
 """

@@ -12,7 +12,7 @@ class Row:
     """An engine at a budget, against the fastest rival for this batch on as many threads.
 
     Attributes:
-        ms: per image. mac_saving, time_saving: how many times less than the whole network.
+        ms: per image. mac_saving, time_saving: how many times less than the full network.
         ratio: time_saving over mac_saving, 1 if all that is saved in MACs is saved in time.
     """
 
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Full:
-    """The whole network as a rival runs it: milliseconds an image, and billion MACs a second."""
+    """The full network as a rival runs it: milliseconds an image, and billion MACs a second."""
 
     network: str
     rival: str

@@ -77,7 +77,7 @@ class _Network(Protocol):
     """Runs images whole, or along the paths that an agent chooses."""
 
     def whole(self, images: Floats) -> Floats:
-        """Logits of the whole network."""
+        """Logits of the full network."""
         ...
 
     def run(self, images: Floats, penalty: Floats, limits: Integers) -> Result:

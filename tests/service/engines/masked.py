@@ -60,7 +60,7 @@ class MaskedNetwork:
             ran.append(best)
 
     def mirrored(self, number: int) -> bool:
-        """The second path, and every second from the whole network down; the narrowest is not."""
+        """The second path, and every second from the full network down; the narrowest is not."""
         n = len(self.agent.paths)
         return self.agent.views == "both" and number in ({1, *range(n - 2, 0, -2)} - {n - 1})
 
