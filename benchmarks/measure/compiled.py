@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=0 python -m benchmarks.measure.compiled [--networks NAME ...] [--width W]
 
-The launches of a whole forward pass are recorded on the CPU and each is compiled, down to machine code.
+The launches of a forward pass are recorded on the CPU and each is compiled, down to machine code.
 Says that they compile and with which instructions, and nothing of their speed or results. Ends in
 one JSON line.
 """
