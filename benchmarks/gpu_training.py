@@ -23,9 +23,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from models.bundle import CARD
-from training.static import METHODS, REPORT
+from training.starts import REPORT
+from training.static import METHODS
 
 PRUNED = tuple(method for method in METHODS if method != "plain")
+SEARCHED = "searched"
 
 
 class Trainings:
@@ -38,21 +40,31 @@ class Trainings:
 
     def bundle(self, seed: int) -> bool:
         """Train a bundle."""
-        name = f"seed-{seed}"
-        folder = self._flags.out / name / self._flags.config
+        name, folder = f"seed-{seed}", self._bundle(seed)
         work = self._flags.out / name / "work"
         command = ["fit", "--out", str(folder), "--seed", str(seed), "--set", f"work={work}"]
         return self._run(name, command, folder / CARD, work)
 
     def static(self, method: str, fraction: float | None = None) -> bool:
-        """Train a static network; those that are pruned start from the plain one."""
+        """Train a static network, with the first seed.
+
+        Those that are pruned start from the plain one; the widths of the method searched are those
+        of the first bundle.
+        """
         name = method if fraction is None else f"{method}-{fraction:g}"
         folder = self._flags.out / name
         command = ["static", "--method", method, "--out", str(folder)]
+        command += [word for seed in self._flags.seeds[:1] for word in ("--seed", str(seed))]
         if fraction is not None:
             start = self._flags.out / "plain"
             command += ["--fraction", str(fraction), "--start", str(start)]
+        if method == SEARCHED:
+            command += ["--widths", str(self._bundle(self._flags.seeds[0]))]
         return self._run(name, command, folder / REPORT, folder)
+
+    def _bundle(self, seed: int) -> Path:
+        folder: Path = self._flags.out / f"seed-{seed}" / self._flags.config
+        return folder
 
     def _run(self, name: str, command: list[str], finished: Path, work: Path) -> bool:
         """Run a command unless its result is there; whether it is there in the end."""
@@ -88,17 +100,20 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=4)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     flags = parser.parse_args()
+    if not flags.seeds:
+        flags.methods = [method for method in flags.methods if method != SEARCHED]
     trainings = Trainings(flags)
     with ThreadPoolExecutor(flags.at_once) as pool:
         # First, as most others wait for it.
         plain = pool.submit(trainings.static, "plain") if flags.fractions else None
         found: list[Future[bool]] = [pool.submit(trainings.bundle, seed) for seed in flags.seeds]
+        rivals = [(m, f) for f in flags.fractions for m in flags.methods if m != SEARCHED]
+        searched = [(SEARCHED, f) for f in flags.fractions if SEARCHED in flags.methods]
         if plain and plain.result():
-            found += [
-                pool.submit(trainings.static, method, fraction)
-                for fraction in flags.fractions
-                for method in flags.methods
-            ]
+            found += [pool.submit(trainings.static, *rival) for rival in rivals]
+            # Last, as the first bundle is waited for.
+            if searched and found[0].result():
+                found += [pool.submit(trainings.static, *rival) for rival in searched]
         for future in found:
             future.result()
     about = {"benchmark": "gpu_training", "config": flags.config, "seconds": trainings.seconds}

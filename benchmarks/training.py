@@ -28,6 +28,7 @@ from models.compute import path_macs
 from models.network import Network
 from training.backward import Backward
 from training.batches import generator
+from training.run import channels_last
 from training.supernet import sandwich, sgd, update
 
 # Forwards, and backwards to the weights and to the input.
@@ -66,8 +67,8 @@ def measure(flags: argparse.Namespace, steps: str, *, captured: bool) -> Report:
     """Time steps of one kind, and a matrix product."""
     device, batch = torch.device(flags.device), flags.batch
     name, width, size = flags.backbone, flags.width, flags.image_size
-    network = Network(backbones.build(name, 10, width=width, image_size=size)).train().to(device)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = Network(backbones.build(name, 10, width=width, image_size=size)).train()
+    network = channels_last(network.to(device))
     optimizer, side = sgd(network, 0.01, 5e-4), network.backbone.image_size
     images = torch.randn(batch, 3, side, side, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from models.config import ConvConfig
 
 EPS = 1e-5
+# Share of a batch's statistics in those that are tracked.
+MOMENTUM = 0.1
 
 
 class WidthConv(nn.Module):
@@ -25,7 +27,7 @@ class WidthConv(nn.Module):
     mean: Tensor
     var: Tensor
 
-    def __init__(self, layer: ConvConfig, groups: int, momentum: float = 0.1) -> None:
+    def __init__(self, layer: ConvConfig, groups: int) -> None:
         super().__init__()
         shape = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
         self.weight = nn.Parameter(torch.empty(shape))
@@ -34,7 +36,7 @@ class WidthConv(nn.Module):
         self.beta = nn.Parameter(torch.zeros(groups, layer.out_channels))
         self.register_buffer("mean", torch.zeros(groups, layer.out_channels))
         self.register_buffer("var", torch.ones(groups, layer.out_channels))
-        self.stride, self.padding, self.momentum = layer.stride, layer.padding, momentum
+        self.stride, self.padding, self.momentum = layer.stride, layer.padding, MOMENTUM
 
     def forward(self, x: Tensor, in_width: int, channels: int) -> Tensor:
         """Compute the first `channels` outputs of a batch whose input has `in_width` groups.

@@ -159,7 +159,7 @@ class Network(nn.Module):
             routes[here, number] = True
             spent[here] += agent.macs[number]
             if number < len(agent.looks):
-                seen = agent.seen(logits[here].float(), pooled)
+                seen = agent.seen(logits[here], pooled)
                 gain, left = agent(number, seen, penalty[here]), limits[here] - spent[here]
                 chosen[here] = agent.choose(number, gain, penalty[here], left)
         return logits, Trace(agent.paths[chosen], spent, routes)

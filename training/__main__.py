@@ -93,12 +93,17 @@ def _add_machine_flags(parser: argparse.ArgumentParser) -> None:
 def _add_static_flags(parser: argparse.ArgumentParser) -> None:
     settings.add_flags(parser)
     parser.add_argument(
-        "--method", required=True, choices=["plain", "l1", "torch-pruning", "narrow"],
-        help="the whole backbone, pruned from it in one of two ways, or narrow from the beginning",
+        "--method", required=True, choices=["plain", "l1", "searched", "torch-pruning", "narrow"],
+        help="the full network, pruned from it in one of three ways, or narrow from the beginning",
     )  # fmt: skip
-    parser.add_argument("--fraction", type=float, help="most MACs, as a share of the whole one's")
+    parser.add_argument(
+        "--fraction", type=float, help="most MACs, as a share of the full network's"
+    )
     parser.add_argument(
         "--start", type=Path, help="bundle, or folder of the plain network: start and teacher"
+    )
+    parser.add_argument(
+        "--widths", type=Path, help="bundle whose best path says how wide the layers searched are"
     )
     parser.add_argument(
         "--criterion", choices=["taylor", "magnitude", "lamp", "bn-scale"],
@@ -150,7 +155,7 @@ def _calibrate(flags: argparse.Namespace) -> None:
 def _static(flags: argparse.Namespace) -> None:
     from training.static import Wanted, static
 
-    wanted = Wanted(flags.method, flags.fraction, flags.start, flags.criterion)
+    wanted = Wanted(flags.method, flags.fraction, flags.start, flags.criterion, flags.widths)
     static(settings.from_flags(flags), wanted, resume=flags.resume)
 
 

@@ -36,11 +36,11 @@ class Augmentation:
         size: side, in pixels, of what a random crop is resized to; 0 for the input's.
     """
 
-    shift: float = 0.125
-    crop: float = 1.0
-    flip: bool = True
-    cutout: float = 0.0
-    size: int = 0
+    shift: float
+    crop: float
+    flip: bool
+    cutout: float
+    size: int
 
 
 class Batch(NamedTuple):
@@ -67,19 +67,18 @@ class Batches:
         *,
         size: int,
         seed: int,
-        augmentation: Augmentation | None = None,
-        device: torch.device | None = None,
+        augmentation: Augmentation,
+        device: torch.device,
     ) -> None:
         """Prepare; nothing is decoded or copied yet.
 
         Args:
             size: images of a batch.
-            device: where batches are made; by default on the CPU.
+            device: where batches are made.
         """
         self._images, self._preprocessing, self._seed = images, preprocessing, seed
         self._size, self._augmentation = min(size, len(images)), augmentation
-        self._device = device or torch.device("cpu")
-        self._labels = torch.from_numpy(images.labels).to(self._device)
+        self._device, self._labels = device, torch.from_numpy(images.labels).to(device)
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -95,8 +94,6 @@ class Batches:
 
     def _changed(self, indices: Tensor, rng: torch.Generator) -> Tensor:
         places, change = indices.numpy(), self._augmentation
-        if change is None:
-            return normalise(self._pixels(self._images.take(places)), self._preprocessing)
         if change.crop < 1:
             wide = self._pixels(self._images.take_wide(places))
             pixels = crop_and_flip(wide, change.size or self._preprocessing.size, change, rng)
@@ -109,10 +106,9 @@ class Batches:
 
 
 def in_order(
-    images: Images, preprocessing: Preprocessing, size: int, device: torch.device | None = None
+    images: Images, preprocessing: Preprocessing, size: int, device: torch.device
 ) -> Iterator[Batch]:
     """Every image once, in order, as it is; the last batch may be smaller."""
-    device = device or torch.device("cpu")
     labels = torch.from_numpy(images.labels)
     for start in range(0, len(images), size):
         pixels = moved(torch.from_numpy(images.take(slice(start, start + size))), device)

@@ -1,6 +1,6 @@
 """Checkpoints of the stages of a run, and random states, so that a killed run can go on.
 
-<work>/checkpoints/<stage>.pt   step, whether the stage is done, its state, random states
+<work>/checkpoints/<stage>.pt   step, the stage's state, random states
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ class Checkpoint:
 
     Attributes:
         step: steps completed.
-        done: whether the stage has ended, so that it is not run again.
         state: what the stage saved: state dicts, tensors, numbers, text, lists and dicts of them.
     """
 
     step: int
-    done: bool
     state: Mapping[str, Any]
 
 
@@ -39,15 +37,13 @@ class Checkpoints:
     def __init__(self, work_dir: Path) -> None:
         self._folder = work_dir / "checkpoints"
 
-    def save(
-        self, stage: str, state: Mapping[str, Any], *, step: int = 0, done: bool = False
-    ) -> None:
+    def save(self, stage: str, state: Mapping[str, Any], *, step: int = 0) -> None:
         """Replace a stage's checkpoint, whole or not at all, with the random states of now.
 
         Raises:
             CheckpointError: it cannot be written.
         """
-        content = {"step": step, "done": done, "state": dict(state), "random": _random_states()}
+        content = {"step": step, "state": dict(state), "random": _random_states()}
         # In memory first: torch reports a full disk as an internal error.
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -66,7 +62,7 @@ class Checkpoints:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            checkpoint = Checkpoint(content["step"], content["done"], content["state"])
+            checkpoint = Checkpoint(content["step"], content["state"])
             _set_random_states(content["random"])
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.PickleError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

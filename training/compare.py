@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from models.bundle import WEIGHTS, Bundle, read_bundle
 from models.card import Card
@@ -33,8 +34,10 @@ from training.files import check_out, write_atomic
 from training.measure import along
 from training.rivals import measure
 
+Floats = npt.NDArray[np.float64]
+
 # Standard errors about a mean that hold it with 95 %.
-CERTAIN = 1.96
+Z_95 = 1.96
 
 
 def compare(
@@ -62,6 +65,12 @@ def compare(
     """
     ours = [read_bundle(path) for path in bundles]
     rivals = [read_bundle(path) for path in others]
+    for one in rivals:
+        if _asked(one.card) != _asked(ours[0].card):
+            raise ConfigError(
+                f"bundle {one.path} has another backbone or other classes than {ours[0].path}: "
+                "their compute is no share of the same network"
+            )
     if len({_kind(bundle.card) for bundle in ours}) > 1:
         raise ConfigError("the bundles to compare must differ in nothing but their seeds")
     # By their weights, or a bundle and its recalibrated copy would pass for two.
@@ -123,10 +132,15 @@ def _other(bundle: Bundle, images: Images, source: str, budgets: Sequence[float]
     }
 
 
+def _asked(card: Card) -> tuple[object, ...]:
+    """What a share of the compute is of, and what is to be told apart."""
+    return card.backbone, card.labels
+
+
 def _kind(card: Card) -> tuple[object, ...]:
     """What bundles of different seeds have in common: all but the agent's paths."""
     agent = {**asdict(card.agent), "paths": ()}
-    return card.backbone, card.labels, *agent.values()
+    return *_asked(card), *agent.values()
 
 
 def _read_static(path: Path, card: Card, data: str, images: int) -> dict[str, Any]:
@@ -163,17 +177,22 @@ def _told(data: str, images: int, resize: int, size: int) -> str:
 
 
 def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean over the bundles of every number, and the spread of every accuracy."""
+    """Mean over the bundles of every number; of accuracies, and of ours less each, the spread."""
     rows = []
     for same in zip(*(bundle["rows"] for bundle in ours), strict=True):
-        accuracies = {name: [row["accuracy"][name] for row in same] for name in same[0]["accuracy"]}
+        accuracies = {
+            name: np.array([row["accuracy"][name] for row in same]) for name in same[0]["accuracy"]
+        }
         rows.append(
             {
                 "budget": same[0]["budget"],
                 "fraction": float(np.mean([row["fraction"] for row in same])),
                 "paths": float(np.mean([row["paths"] for row in same])),
                 "accuracy": {name: float(np.mean(v)) for name, v in accuracies.items()},
-                "spread": {name: float(np.std(v)) for name, v in accuracies.items()},
+                "spread": {name: _deviation(v) for name, v in accuracies.items()},
+                "difference_spread": {
+                    name: _deviation(accuracies["ours"] - v) for name, v in accuracies.items()
+                },
                 "error": {
                     name: float(np.mean([row["error"][name] for row in same]))
                     for name in accuracies
@@ -183,6 +202,11 @@ def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "full": float(np.mean([bundle["full"] for bundle in ours]))}
 
 
+def _deviation(values: Floats) -> float:
+    """Standard deviation of what was drawn a few times, 0 of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def tables(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     first, seeds = report["ours"][0], [bundle["trained_with_seed"] for bundle in report["ours"]]
@@ -190,7 +214,7 @@ def tables(report: dict[str, Any]) -> str:
     lines = [
         f"{first['bundle']}, {first['images']} test images, seeds {seeds}, {first['date']}, "
         f"{first['machine']}; full network {report['full']:.2%}; accuracy at equal mean compute"
-        + (", mean ± spread over the seeds" if len(seeds) > 1 else ""),
+        + (", mean ± standard deviation over the seeds" if len(seeds) > 1 else ""),
         "",
         "| budget | mean compute | " + " | ".join(names) + " | distinct paths |",
         "|---" * (len(names) + 3) + "|",
@@ -205,12 +229,13 @@ def tables(report: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(numbers) + " |")
     lines += [
         "",
-        "Points by which ours is above each, and the 95 % interval of that, on the same images:",
+        "Points by which ours is above each, and the 95 % interval of that, on the same images"
+        + ("; in brackets the standard deviation over the seeds:" if len(seeds) > 1 else ":"),
         "",
         "| budget | " + " | ".join(names[1:]) + " |",
         "|---" * len(names) + "|",
     ]
-    lines += [_differences(row, names[1:]) for row in report["rows"]]
+    lines += [_differences(row, names[1:], len(seeds)) for row in report["rows"]]
     points = [
         (f"{other['bundle']} ({other['form']})", point["fraction"], point["accuracy"])
         for other in report["others"]
@@ -223,10 +248,11 @@ def tables(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _differences(row: dict[str, Any], rivals: Sequence[str]) -> str:
-    accuracy, error = row["accuracy"], row["error"]
+def _differences(row: dict[str, Any], rivals: Sequence[str], seeds: int) -> str:
+    accuracy, error, spread = row["accuracy"], row["error"], row["difference_spread"]
     cells = [
-        f"{100 * (accuracy['ours'] - accuracy[name]):+.2f} ± {100 * CERTAIN * error[name]:.2f}"
+        f"{100 * (accuracy['ours'] - accuracy[name]):+.2f} ± {100 * Z_95 * error[name]:.2f}"
+        + (f" ({100 * spread[name]:.2f})" if seeds > 1 else "")
         for name in rivals
     ]
     return f"| {row['budget']:g} | {' | '.join(cells)} |"

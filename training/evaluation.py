@@ -53,7 +53,7 @@ def held_out_images(card: Card, source: str, cache: Path) -> Images:
         ConfigError: the source has other classes or training images now, as far as the card knows.
         DataError: the source has no such training images.
     """
-    data, count = card.data, int(str(card.data.get("held_out", 0)))
+    data, count = card.data, int(card.data.get("held_out", 0))
     train, held_out = load_train(
         source, card.preprocessing, held_out=count, seed=card.seed, cache=cache
     )

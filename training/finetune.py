@@ -19,11 +19,11 @@ from models.network import Network
 from training.batches import Batches, generator
 from training.run import MIXING, PATHS, Run
 from training.supernet import (
-    RECALIBRATION_STEPS,
+    STATISTICS_STEPS,
     draw_path,
     keep,
     mixed,
-    recalibrate,
+    reestimate_statistics,
     restore,
     sandwich,
     set_learning_rate,
@@ -82,7 +82,7 @@ def train(run: Run, network: Network, paths: list[list[int]] | None) -> None:
             if paths is not None and log.step == frozen_from:
                 _estimate(run, network, batches, paths)
             if log.step % len(batches) == 0:
-                keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+                keep(run, STAGE, network, optimizer, log.step)
     network.eval()
 
 
@@ -91,8 +91,8 @@ def _estimate(run: Run, network: Network, batches: Batches, paths: list[list[int
     epoch = run.config.supernet.epochs + 1
     random = generator(run.config.seed, PATHS, epoch)
     trained = [*sandwich(network.backbone, 0, random), *paths]
-    sample = islice(batches.epoch(epoch), RECALIBRATION_STEPS)
-    recalibrate(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
+    sample = islice(batches.epoch(epoch), STATISTICS_STEPS)
+    reestimate_statistics(network, sample, lambda: some(trained, 1, random)[0], run.autocast())
 
 
 def some(paths: list[list[int]], count: int, random: torch.Generator) -> list[list[int]]:

@@ -159,7 +159,7 @@ def _calibration(run: Run, bundle: Bundle) -> tuple[tuple[CalibrationPoint, ...]
     )
     temperature = fit_temperature(policy, points)
     state = {"points": [asdict(point) for point in points], "temperature": temperature}
-    run.checkpoints.save("calibration", state, done=True)
+    run.checkpoints.save("calibration", state)
     return points, temperature
 
 

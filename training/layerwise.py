@@ -28,10 +28,11 @@ from training.qlearning import (
 )
 from training.run import LEARNING, RECORDING, Run
 from training.runlog import StageLog
+from training.supernet import set_learning_rate
 
 STAGE = "agent"
-# Share of the learning agent that its slow copy takes over at each step.
-FOLLOW = 0.01
+# Share of the learning agent that its target network takes over at each step.
+TAU = 0.01
 RECORDING_BATCH = 500
 # From here on a quarter of the episodes stay wholly random, so that no width is forgotten.
 RANDOM_SHARE = 0.25
@@ -39,10 +40,10 @@ RANDOM_SHARE = 0.25
 
 @dataclass
 class Learner:
-    """The learning agent, its slow copy, and what it learns from."""
+    """The learning agent, its target network, and what it learns from."""
 
     agent: LayerAgent
-    slow: LayerAgent
+    target: LayerAgent
     optimizer: torch.optim.Optimizer
     prices: Tensor
     episodes: list[Episodes] = field(default_factory=list)
@@ -51,29 +52,28 @@ class Learner:
     def of(cls, network: Network, learning_rate: float) -> Learner:
         """A learner of a network's agent, which it changes in place."""
         agent = layer_agent(network)
-        slow = copy.deepcopy(agent).requires_grad_(False)
+        target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = torch.optim.Adam(agent.parameters(), lr=learning_rate)
         prices = torch.from_numpy(step_price(network.table, agent.config.form)).to(network.device)
-        return cls(agent, slow, optimizer, prices)
+        return cls(agent, target, optimizer, prices)
 
     def learn(self, episodes: Episodes, penalty: Tensor, learning_rate: float) -> float:
         """One step of Q-learning; returns the Bellman error."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        loss = bellman_loss(self.agent, self.slow, episodes, penalty, self.prices)
+        set_learning_rate(self.optimizer, learning_rate)
+        loss = bellman_loss(self.agent, self.target, episodes, penalty, self.prices)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         with torch.no_grad():
-            for slow, fast in zip(self.slow.parameters(), self.agent.parameters(), strict=True):
-                slow.lerp_(fast, FOLLOW)
+            for old, new in zip(self.target.parameters(), self.agent.parameters(), strict=True):
+                old.lerp_(new, TAU)
         return loss.item()
 
     def state(self) -> dict[str, object]:
         """What a checkpoint keeps, the episodes aside."""
         return {
             "agent": self.agent.state_dict(),
-            "slow": self.slow.state_dict(),
+            "target": self.target.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -95,8 +95,7 @@ def train(run: Run, network: Network) -> None:
             if epoch == 0:
                 _record(run, backbone, learner, recording)
             _learn(run, learner, step, 1 - step / steps, log)
-            last = step + 1 == steps
-            run.checkpoints.save(STAGE, learner.state(), step=step + 1, done=last)
+            run.checkpoints.save(STAGE, learner.state(), step=step + 1)
     for recording in range(settings.recordings):
         run.checkpoints.remove(_episodes(recording))
 
@@ -163,14 +162,14 @@ def _told(run: Run, episodes: int, random: torch.Generator) -> Tensor:
 
 
 def _restore(run: Run, learner: Learner) -> int:
-    checkpoint = run.checkpoints.load(STAGE)
+    settings, checkpoint = run.config.agent, run.checkpoints.load(STAGE)
     if checkpoint is None:
         return 0
     learner.agent.load_state_dict(checkpoint.state["agent"])
-    learner.slow.load_state_dict(checkpoint.state["slow"])
+    learner.target.load_state_dict(checkpoint.state["target"])
     learner.optimizer.load_state_dict(checkpoint.state["optimizer"])
-    if not checkpoint.done:
-        recorded = math.ceil(checkpoint.step / run.config.agent.epochs)
+    if checkpoint.step < settings.recordings * settings.epochs:
+        recorded = math.ceil(checkpoint.step / settings.epochs)
         kept = [run.checkpoints.load(_episodes(number)) for number in range(recorded)]
         episodes = [Episodes(**part.state) for part in kept if part is not None]
         learner.episodes = [part.to(run.device) for part in episodes]

@@ -83,17 +83,13 @@ def commit() -> str:
 
 @torch.no_grad()
 def by_policy(
-    network: Network,
-    images: Images,
-    preprocessing: Preprocessing,
-    penalty: float,
-    cap: float = math.inf,
+    network: Network, images: Images, preprocessing: Preprocessing, penalty: float
 ) -> Outcome:
-    """Let the agent choose each image's path at one penalty and cap."""
+    """Let the agent choose each image's path at one penalty, without a cap."""
     widths, macs, answers = [], [], []
     for batch in in_order(images, preprocessing, BATCH, network.device):
         penalties = batch.images.new_full((len(batch.images),), penalty)
-        caps = penalties.double().fill_(cap)
+        caps = penalties.double().fill_(math.inf)
         logits, trace = network.by_policy(batch.images, penalties, caps)
         widths.append(trace.widths.cpu().numpy())
         macs.append(trace.macs.cpu().numpy())
@@ -117,13 +113,13 @@ class Policy:
         self._looks: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(self, penalty: float, cap: float = math.inf) -> Outcome:
+    def __call__(self, penalty: float) -> Outcome:
         """Let it choose each image's path."""
         network, images = self._network, self.images
         if not isinstance(network.agent, PathAgent):
-            return by_policy(network, images, self._preprocessing, penalty, cap)
+            return by_policy(network, images, self._preprocessing, penalty)
         penalties = torch.full((len(images),), penalty, device=network.device)
-        caps = penalties.double().fill_(cap)
+        caps = penalties.double().fill_(math.inf)
         logits, trace = network.by_looks(self._look, penalties, caps)
         assert trace.routes is not None
         widths, macs = trace.widths.cpu().numpy(), trace.macs.cpu().numpy()

@@ -46,7 +46,7 @@ def find(run: Run, network: Network) -> AgentConfig:
         images = run.held_out.subset(drawn)
         chain = narrowing(folded(network).to(run.device), images, run.preprocessing, run.autocast())
         state = {"chain": [list(path) for path in chain]}
-        run.checkpoints.save(STAGE, state, done=True)
+        run.checkpoints.save(STAGE, state)
     else:
         chain = [tuple(path) for path in checkpoint.state["chain"]]
     return choose(run.backbone, chain, run.config.paths.count, ends(run.backbone, settings))

@@ -64,13 +64,13 @@ def train(run: Run, network: Network) -> None:
                 islice(batches.epoch(number), count) for number in range(settings.recordings)
             )
             records = _record(run, folded(network).to(run.device), images, log)
-            run.checkpoints.save(RECORDS, records._asdict(), done=True)
+            run.checkpoints.save(RECORDS, records._asdict())
         else:
             records = Records(**recorded.state)
         # The agent is so small that a CPU has learnt before a GPU has been told to.
         _learn(run, agent.cpu(), records, log)
         agent.to(run.device)
-    run.checkpoints.save(STAGE, {"agent": agent.state_dict()}, done=True)
+    run.checkpoints.save(STAGE, {"agent": agent.state_dict()})
 
 
 class Records(NamedTuple):

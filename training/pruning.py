@@ -64,6 +64,36 @@ def with_channels(backbone: BackboneConfig, channels: Sequence[int]) -> Backbone
     return replace(backbone, layers=layers, groups=1)
 
 
+def narrowed(
+    backbone: BackboneConfig, paths: Iterable[Sequence[int]], fraction: float
+) -> BackboneConfig:
+    """The chain that the dearest of some paths is within a share of the MACs, on its own.
+
+    Args:
+        backbone: of the groups in which the paths count.
+
+    Raises:
+        ConfigError: none of them is so cheap.
+    """
+    shapes = [
+        with_channels(
+            backbone,
+            [
+                layer.out_channels * width // backbone.groups
+                for layer, width in zip(backbone.layers, path, strict=True)
+            ],
+        )
+        for path in paths
+    ]
+    within = [shape for shape in shapes if full_macs(shape) <= fraction * full_macs(backbone)]
+    if not within:
+        least = min(map(full_macs, shapes), default=full_macs(backbone)) / full_macs(backbone)
+        raise ConfigError(
+            f"--fraction {fraction} is below the cheapest path of --widths, which has {least:.3f}"
+        )
+    return max(within, key=full_macs)
+
+
 def scaled(backbone: BackboneConfig, fraction: float) -> BackboneConfig:
     """The chain with one share of each layer's channels, the largest within a share of the MACs.
 
@@ -87,13 +117,12 @@ def scaled(backbone: BackboneConfig, fraction: float) -> BackboneConfig:
 
 
 @torch.no_grad()
-def by_l1(network: Network, fraction: float) -> Network:
+def by_l1(network: Network, backbone: BackboneConfig) -> Network:
     """Remove the channels whose filters have the smallest L1 norm (Li et al., ICLR 2017).
 
-    Raises:
-        ConfigError: the fraction is out of reach.
+    Args:
+        backbone: how many channels of each layer stay.
     """
-    backbone = scaled(network.backbone, fraction)
     small = Network(backbone)
     reads = torch.arange(backbone.layers[0].in_channels)
     for layer, source, target in zip(backbone.layers, network.convs, small.convs, strict=True):

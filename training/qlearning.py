@@ -17,8 +17,8 @@ In both forms:
 5. A random episode has all its widths scattered around one drawn level: independent widths would
    nearly all cost the same. Their share is ε, but never less than a quarter; in the others each
    action is random with a chance of ε / 2. ε falls from 1 to `agent.epsilon`.
-6. The best next action is chosen by the learning network and valued by its slow copy (double
-   Q-learning; van Hasselt et al., AAAI 2016).
+6. The best next action is chosen by the learning network and valued by its target network, a
+   copy that follows slowly (double Q-learning; van Hasselt et al., AAAI 2016).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Explorer(Greedy):
         epsilon: float,
         generator: torch.Generator,
     ) -> None:
-        uncapped = torch.full_like(penalty, 2.0)
+        uncapped = torch.full_like(penalty, torch.inf)
         super().__init__(layer_agent(network), network.table, penalty, uncapped)
         backbone, images = network.backbone, len(penalty)
         self.epsilon, self.generator = epsilon, generator
@@ -202,12 +202,12 @@ def rewards(agent: LayerAgent, episodes: Episodes, penalty: Tensor, prices: Tens
 
 
 def bellman_loss(
-    agent: LayerAgent, slow: LayerAgent, episodes: Episodes, penalty: Tensor, prices: Tensor
+    agent: LayerAgent, target: LayerAgent, episodes: Episodes, penalty: Tensor, prices: Tensor
 ) -> Tensor:
     """Mean squared Bellman error of the recorded actions.
 
     Args:
-        slow: the copy of the agent that values the next state.
+        target: the copy of the agent that values the next state.
         penalty, prices: see `rewards`.
     """
     # The paper's agent is not told its penalty: a penalty told to it is one more, after training.
@@ -217,10 +217,10 @@ def bellman_loss(
     taken = values.gather(2, actions)[:, :, 0]
     with torch.no_grad():
         best = values.argmax(dim=2, keepdim=True)
-        following = q_values(slow, episodes, told).gather(2, best)[:, 1:, 0]
-        target = rewards(agent, episodes, penalty, prices)
-        target[:, :-1] += following
-    return F.mse_loss(taken, target)
+        following = q_values(target, episodes, told).gather(2, best)[:, 1:, 0]
+        td_target = rewards(agent, episodes, penalty, prices)
+        td_target[:, :-1] += following
+    return F.mse_loss(taken, td_target)
 
 
 def minibatches(episodes: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -58,7 +58,7 @@ class Row:
         fraction: mean share of the full MACs that ours spent, the agent included.
         accuracy: by rival, "ours" first.
         error: by rival, the standard error of ours less it.
-        paths: how many distinct paths ours took.
+        paths: how many distinct paths gave ours' answers (not how many sequences of looks).
     """
 
     budget: float
@@ -186,8 +186,8 @@ class Stages:
 
     first: Outcome
     others: Sequence[Outcome]
-    blends: Sequence[float] = (0.0,)
-    labels: IntArray | None = None
+    blends: Sequence[float]
+    labels: IntArray
 
     def after(self, before: Outcome, again: Outcome, blend: float) -> Outcome:
         """A stage after another one: its compute, and the answer of both."""

@@ -1,8 +1,12 @@
-"""Static rivals: one fixed network, made with the same budget of training as ours.
+"""Static rivals: one fixed network, trained for as many epochs as ours.
 
-- plain: the whole backbone. The other methods start from it, or from the full network of a bundle,
+- plain: the full network. The other methods start from it, or from the full network of a bundle,
   and are taught by it, as narrow sub-networks are taught by the full one in the supernet's stage.
-- l1, torch-pruning: channels of the plain network are removed, then what is left is trained.
+- l1: the channels of the plain network with the smallest filters are removed, as large a share of
+  every layer, then what is left is trained.
+- searched: the same, but each layer keeps as many channels as the best fixed path that the search
+  of a bundle found (Yu and Huang, AutoSlim, 2019).
+- torch-pruning: that library says which channels of which layers are removed.
 - narrow: every layer scaled by one factor, trained from random weights.
 
 All are trained for as many epochs as the settings give our backbone, on the same batches; the
@@ -15,7 +19,6 @@ is chosen: they are asked once, at the end.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -25,16 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models import backbones
-from models.bundle import CARD, Bundle, read_bundle
+from models.bundle import read_bundle
 from models.config import BackboneConfig, to_dict
 from models.network import Network
-from models.weights import folded, trainable
+from models.weights import folded
 from training import pruning, settings
 from training.batches import Batch
 from training.config import Config
@@ -43,12 +44,20 @@ from training.errors import ConfigError
 from training.files import write_atomic
 from training.measure import along, machine
 from training.pretrained import sample, settle
-from training.run import Run, channels_last
-from training.splits import check_set_aside, check_split, data_of
+from training.run import Run
+from training.splits import check_set_aside, data_of
+from training.starts import (
+    REPORT,
+    WEIGHTS,
+    Trained,
+    agent_of,
+    check_start,
+    narrowed,
+    read_start,
+)
 from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
 
-METHODS = ("plain", "l1", "torch-pruning", "narrow")
-REPORT, WEIGHTS = "static.json", "model.safetensors"
+METHODS = ("plain", "l1", "searched", "torch-pruning", "narrow")
 BEGIN, STAGE = "static-begin", "static"
 # Batches of training images whose gradients rank the channels, taken in turn.
 RANKING_BATCHES = 32
@@ -61,15 +70,18 @@ class Wanted:
 
     Attributes:
         method: one of `METHODS`.
-        fraction: most MACs, as a share of the whole backbone's; None for the plain network.
+        fraction: most MACs, as a share of the full network's; None for the plain network.
         start: folder of the plain network that the others start from, or of a bundle.
         criterion: one of `pruning.CRITERIA`, for Torch-Pruning; None for `CRITERION`.
+        widths: folder of the bundle whose dearest path within the fraction says how many channels
+            each layer keeps, for the method searched.
     """
 
     method: str
     fraction: float | None = None
     start: Path | None = None
     criterion: str | None = None
+    widths: Path | None = None
 
     def check(self) -> None:
         """Complain about flags that do not go together.
@@ -77,11 +89,16 @@ class Wanted:
         Raises:
             ConfigError: with the first that is wrong.
         """
-        if self.criterion is not None and self.method != "torch-pruning":
-            raise ConfigError(
-                f"--criterion {self.criterion} is for --method torch-pruning, not {self.method}: "
-                "leave it out"
-            )
+        for flag, value, method in (
+            ("--criterion", self.criterion, "torch-pruning"),
+            ("--widths", self.widths, "searched"),
+        ):
+            if value is not None and self.method != method:
+                raise ConfigError(
+                    f"{flag} {value} is for --method {method}, not {self.method}: leave it out"
+                )
+        if self.method == "searched" and self.widths is None:
+            raise ConfigError("--method searched needs --widths: a bundle, whose paths were found")
         if self.method == "plain":
             if self.fraction is not None or self.start is not None:
                 raise ConfigError("--method plain takes neither --fraction nor --start")
@@ -93,22 +110,6 @@ class Wanted:
             raise ConfigError(
                 f"--method {self.method} needs a --fraction between 0 and 1, not {self.fraction}"
             )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A static network that was trained.
-
-    Attributes:
-        report: what its JSON file tells.
-        digest: SHA-256 of its weights.
-        bundle: whose full network it is, if it is one's.
-    """
-
-    network: Network
-    report: dict[str, Any]
-    digest: str
-    bundle: Bundle | None = None
 
 
 def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
@@ -131,19 +132,21 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
     if wanted.method == "torch-pruning":
         pruning.torch_pruning()
     start = read_start(wanted.start) if wanted.start else None
+    widths = read_bundle(wanted.widths) if wanted.widths else None
     # Everything lies in one folder, and is done when the report is there.
     files = replace(config, out=config.out and str(out / REPORT), work=config.work or config.out)
     run = Run.open(files, resume=resume)
     run = replace(run, backbone=replace(run.backbone, groups=1))
     if start is not None:
-        _check_start(start, wanted, run)
+        check_start(start, run)
         run.placed(start.network)
         if start.bundle is not None:
             settle(start.network, sample(run), [pruning.whole(start.network)])
-    network = _begin(run, wanted, start)
+    small = narrowed(widths, wanted.fraction, run) if widths and wanted.fraction else None
+    network = _begin(run, wanted, start, small)
     train(run, network, start.network if start else None)
     report = _report(run, wanted, network, start)
-    state, agent = network.state_dict(), _agent(network)
+    state, agent = network.state_dict(), agent_of(network)
     weights = {name: value.contiguous() for name, value in state.items() if name not in agent}
     write_atomic(out / WEIGHTS, save_tensors(weights))
     write_atomic(out / REPORT, (json.dumps(report, indent=1) + "\n").encode())
@@ -158,57 +161,6 @@ def _check_pretrained(pretrained: str | None, wanted: Wanted) -> None:
             f"setting backbone.pretrained is {pretrained!r}, but with --method {wanted.method} it "
             "is not used, --start is: leave it out"
         )
-
-
-def read(folder: Path) -> Trained:
-    """A finished static network, for inference.
-
-    Raises:
-        ConfigError: the folder holds none.
-    """
-    try:
-        report = json.loads((folder / REPORT).read_text())
-        content = (folder / WEIGHTS).read_bytes()
-        network = Network(BackboneConfig.from_dict(report["backbone"]))
-        network.load_state_dict(_agent(network) | load_tensors(content))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{folder} holds no finished static network: {reason}") from error
-    digest = hashlib.sha256(content).hexdigest()
-    return Trained(channels_last(network).eval().requires_grad_(False), report, digest)
-
-
-def read_start(folder: Path) -> Trained:
-    """A finished static network, or a bundle's full network, whose statistics are still missing.
-
-    Raises:
-        ConfigError, BundleError: the folder holds neither.
-    """
-    if not (folder / CARD).is_file():
-        return read(folder)
-    bundle = read_bundle(folder)
-    network = plain(trainable(bundle.card.backbone, bundle.tensors))
-    report = {"method": "plain", "labels": list(bundle.card.labels)}
-    network = channels_last(network).eval().requires_grad_(False)
-    return Trained(network, report, bundle.digest, bundle)
-
-
-def plain(network: Network) -> Network:
-    """The full network of a prunable one, as a network of one group."""
-    single = Network(replace(network.backbone, groups=1))
-    values = single.state_dict()
-    for name, value in network.state_dict().items():
-        if name in values and not name.startswith("agent."):
-            # Of normalisation the row of the whole input.
-            rows = name.rpartition(".")[2] in ("gamma", "beta", "mean", "var")
-            values[name] = value[-1:] if rows else value
-    single.load_state_dict(values)
-    return single
-
-
-def _agent(network: Network) -> dict[str, Tensor]:
-    """Weights that a static network has but never uses, and never saves."""
-    return {k: v for k, v in network.state_dict().items() if k.startswith("agent.")}
 
 
 def train(run: Run, network: Network, teacher: Network | None) -> None:
@@ -237,7 +189,7 @@ def train(run: Run, network: Network, teacher: Network | None) -> None:
                 right = (answers.argmax(dim=1) == batch.labels).float().mean()
                 log.write(loss=loss.item(), accuracy=right.item())
             if log.step % len(batches) == 0:
-                keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+                keep(run, STAGE, network, optimizer, log.step)
     network.eval()
 
 
@@ -253,30 +205,22 @@ def _opinion(run: Run, teacher: Network, batch: Batch) -> Tensor:
     return answers.float().softmax(dim=1)
 
 
-def _check_start(start: Trained, wanted: Wanted, run: Run) -> None:
-    """Refuse a start that is not the plain network of these settings, or may know test images."""
-    report = start.report
-    if report["method"] != "plain":
-        raise ConfigError(f"--start {wanted.start} is of --method {report['method']}, not plain")
-    if start.network.backbone != run.backbone or tuple(report["labels"]) != run.train.names:
-        raise ConfigError(f"--start {wanted.start} has another backbone, or other classes")
-    if start.bundle is not None:
-        check_split(start.bundle, run.config, run.train, run.held_out)
-
-
-def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
+def _begin(
+    run: Run, wanted: Wanted, start: Trained | None, small: BackboneConfig | None
+) -> Network:
     """The network before training; a resumed run takes the one that it began with."""
     asked = {
         "--method": wanted.method,
         "--fraction": wanted.fraction,
         "--criterion": _criterion(wanted),
+        "--widths": small and [layer.out_channels for layer in small.layers],
         "--start": start and start.digest,
     }
     checkpoint = run.checkpoints.load(BEGIN)
     if checkpoint is None:
-        network = run.placed(_made(run, wanted, start))
+        network = run.placed(_made(run, wanted, start, small))
         state = {"asked": asked, "backbone": to_dict(network.backbone)}
-        run.checkpoints.save(BEGIN, state | {"network": network.state_dict()}, done=True)
+        run.checkpoints.save(BEGIN, state | {"network": network.state_dict()})
         return network
     for flag, value in asked.items():
         if value != checkpoint.state["asked"][flag]:
@@ -286,14 +230,16 @@ def _begin(run: Run, wanted: Wanted, start: Trained | None) -> Network:
     return run.placed(network)
 
 
-def _made(run: Run, wanted: Wanted, start: Trained | None) -> Network:
+def _made(run: Run, wanted: Wanted, start: Trained | None, small: BackboneConfig | None) -> Network:
     if start is None or wanted.fraction is None:
         return run.network()
     torch.manual_seed(run.config.seed)
     if wanted.method == "narrow":
         return Network(pruning.scaled(run.backbone, wanted.fraction))
     if wanted.method == "l1":
-        return pruning.by_l1(start.network, wanted.fraction)
+        return pruning.by_l1(start.network, pruning.scaled(run.backbone, wanted.fraction))
+    if small is not None:
+        return pruning.by_l1(start.network, small)
     batches = run.batches(run.config.supernet.batch_size)
     some = islice(batches.epoch(_epochs(run)), RANKING_BATCHES)
     return pruning.by_library(start.network, wanted.fraction, wanted.criterion or CRITERION, some)
@@ -326,6 +272,7 @@ def _report(run: Run, wanted: Wanted, network: Network, start: Trained | None) -
         "start": start and start.digest,
         "start_bundle": start and start.bundle and start.bundle.card.name,
         "data": data["source"],
+        "digest": data["digest"],
         "labels": run.train.names,
         "preprocessing": asdict(run.preprocessing),
         "backbone": to_dict(backbone),

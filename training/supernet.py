@@ -6,9 +6,9 @@ loss is the full network's cross-entropy, labels smoothed, plus that of each oth
 full network's probabilities. Every sub-network is really sliced: a narrow path costs what it costs
 in serving.
 
-At the end the normalisation's statistics are estimated anew over mixed paths, and from then on
-they are frozen, as they are folded for serving. (Freezing them before the learning rate has fallen
-was tried: without their normalising the weights diverge.)
+At the end the normalisation's statistics are estimated anew over mixed paths. Fine-tuning says
+when they are frozen, as they are folded for serving. (Freezing them before the learning rate has
+fallen was tried: without their normalising the weights diverge.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from training.run import MIXING, PATHS, Run
 STAGE = "supernet"
 MAX_GRADIENT_NORM = 3.0
 # Statistics differ from path to path: a long memory averages over many of them.
-RECALIBRATION_STEPS, RECALIBRATION_MOMENTUM = 300, 0.03
+STATISTICS_STEPS, STATISTICS_MOMENTUM = 300, 0.03
+# Share of the steps in which the learning rate rises.
+WARMUP = 0.1
 
 
 def train(run: Run, network: Network) -> None:
@@ -55,13 +57,13 @@ def train(run: Run, network: Network) -> None:
                 log.write(loss=loss.item(), accuracy=right.item() / len(batch.images))
             if log.step == steps:
                 served = run.batches(settings.batch_size)
-                sample = islice(served.epoch(settings.epochs), RECALIBRATION_STEPS)
+                sample = islice(served.epoch(settings.epochs), STATISTICS_STEPS)
                 random = generator(run.config.seed, PATHS, steps)
-                recalibrate(
+                reestimate_statistics(
                     network, sample, partial(draw_path, network.backbone, random), run.autocast()
                 )
             if log.step % len(batches) == 0:
-                keep(run, STAGE, network, optimizer, log.step, done=log.step == steps)
+                keep(run, STAGE, network, optimizer, log.step)
     network.eval()
 
 
@@ -75,7 +77,7 @@ def mixed(run: Run, batch: Batch, random: torch.Generator) -> tuple[Tensor, Tens
 def sgd(network: Network, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """Nesterov momentum for all but the agent; normalisation and biases are not decayed."""
     named = [(n, p) for n, p in network.named_parameters() if not n.startswith("agent.")]
-    decayed = {n for n, p in named if n.endswith(".weight") and p.ndim > 1}
+    decayed = {n for n, _ in named if n.endswith(".weight")}
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in named if n in decayed]},
         {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},
@@ -118,18 +120,12 @@ def restore(
 
 
 def keep(
-    run: Run,
-    stage: str,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    *,
-    done: bool,
+    run: Run, stage: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     """Checkpoint a stage."""
     backbone = {k: v for k, v in network.state_dict().items() if not k.startswith("agent.")}
     state = {"network": backbone, "optimizer": optimizer.state_dict()}
-    run.checkpoints.save(stage, state, step=step, done=done)
+    run.checkpoints.save(stage, state, step=step)
 
 
 def draw_path(backbone: BackboneConfig, random: torch.Generator) -> list[int]:
@@ -167,7 +163,7 @@ def sandwich(
 
 
 @torch.no_grad()
-def recalibrate(
+def reestimate_statistics(
     network: Network,
     batches: Iterable[Batch],
     draw: Callable[[], list[int]],
@@ -178,7 +174,7 @@ def recalibrate(
     convs = [module for module in network.modules() if isinstance(module, WidthConv)]
     usual = [conv.momentum for conv in convs]
     for conv in convs:
-        conv.momentum = RECALIBRATION_MOMENTUM
+        conv.momentum = STATISTICS_MOMENTUM
     for batch in batches:
         with autocast:
             network(batch.images, draw())
@@ -186,8 +182,8 @@ def recalibrate(
         conv.momentum = momentum
 
 
-def learning_rate(progress: float, peak: float, warmup: float = 0.1) -> float:
+def learning_rate(progress: float, peak: float) -> float:
     """Linear warm-up to `peak`, then linear to zero; `progress` in [0, 1]."""
-    if progress < warmup:
-        return peak * progress / warmup
-    return peak * (1 - progress) / (1 - warmup)
+    if progress < WARMUP:
+        return peak * progress / WARMUP
+    return peak * (1 - progress) / (1 - WARMUP)

@@ -19,6 +19,7 @@ PLACES = (0.8, 0.55, 0.3)
 HIDDEN = 64
 # Paths that are drawn for each that is kept.
 DRAWN = 2000
+SEED = 0
 
 
 def random_bundle(
@@ -27,7 +28,6 @@ def random_bundle(
     *,
     width: float = 1.0,
     image_size: int | None = None,
-    seed: int = 0,
 ) -> Bundle:
     """A published backbone, and an agent that chooses among five paths.
 
@@ -36,9 +36,9 @@ def random_bundle(
         image_size: side of the images in pixels, by default the published one.
     """
     backbone = backbones.build(name, classes, width=width, image_size=image_size)
-    paths = spaced_paths(backbone, seed)
+    paths = spaced_paths(backbone)
     agent = AgentConfig("paths", hidden=HIDDEN, sees="answer", views="both", paths=paths)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     tensors = {}
     for key, shape in tensor_shapes(backbone, agent).items():
         if key.endswith("scale"):
@@ -58,12 +58,12 @@ def random_bundle(
         preprocessing=Preprocessing(side, side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         calibration=(CalibrationPoint(1.0, table.least / table.full, 0.5),),
     )
-    return Bundle(card, tensors, Path(name), f"random {name} {side} {width} {classes} {seed}")
+    return Bundle(card, tensors, Path(name), f"random {name} {side} {width} {classes} {SEED}")
 
 
-def spaced_paths(backbone: BackboneConfig, seed: int) -> tuple[tuple[int, ...], ...]:
+def spaced_paths(backbone: BackboneConfig) -> tuple[tuple[int, ...], ...]:
     """The narrowest path, the full network, and between them random ones at `PLACES`."""
-    k, layers, rng = backbone.groups, backbone.n_layers, np.random.default_rng(seed)
+    k, layers, rng = backbone.groups, backbone.n_layers, np.random.default_rng(SEED)
     # About a common width, as paths that a search finds are, and not one narrow layer among wide.
     about = rng.uniform(1, k, (DRAWN, 1)) + rng.normal(0, 0.7, (DRAWN, layers))
     drawn = np.clip(np.rint(about), 1, k).astype(np.int64)

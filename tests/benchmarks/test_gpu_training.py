@@ -40,7 +40,7 @@ def _run(
 ) -> tuple[int, dict]:
     settings = [s.format(cache=out / "cache") for s in [*SETTINGS, *more]]
     flags = ["--data", str(photos), "--out", str(out), "--config", "tiny", "--at-once", "2"]
-    flags += ["--seeds", "3", "--fractions", "0.5", "--methods", "l1", "narrow"]
+    flags += ["--seeds", "3", "--fractions", "0.5", "--methods", "l1", "searched", "narrow"]
     flags += [word for setting in settings for word in ("--set", setting)]
     monkeypatch.setattr(sys, "argv", ["gpu_training", *flags])
     code = gpu_training.main()
@@ -53,11 +53,11 @@ def test_trains_bundles_and_rivals_and_leaves_alone_what_is_finished(
     out = tmp_path / "out"
     code, report = _run(photos, out, monkeypatch, capsys, "supernet.epochs=1", "finetune.epochs=1")
     assert (code, report["failed"]) == (0, []), (out / "seed-3.log").read_text()
-    assert set(report["seconds"]) == {"plain", "seed-3", "l1-0.5", "narrow-0.5"}
+    assert set(report["seconds"]) == {"plain", "seed-3", "l1-0.5", "searched-0.5", "narrow-0.5"}
     assert read_bundle(out / "seed-3" / "tiny").card.seed == 3
     static = [json.loads(path.read_text()) for path in sorted(out.glob("*/static.json"))]
     assert [(s["method"], s["fraction"] <= 0.5) for s in static] == [
-        ("l1", True), ("narrow", True), ("plain", False),
+        ("l1", True), ("narrow", True), ("plain", False), ("searched", True),
     ]  # fmt: skip
     code, report = _run(photos, out, monkeypatch, capsys, "supernet.epochs=1", "finetune.epochs=1")
     assert (code, report["seconds"]) == (0, {})

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import models
-from benchmarks.fuzz.hostile import MODEL
+from benchmarks.fuzz.__main__ import MODEL
 from benchmarks.fuzz.server import running
 
 HERE = Path(__file__).parent

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import models
+from benchmarks.fuzz.__main__ import MODEL
 from benchmarks.fuzz.campaign import MOST_GROWTH_BYTES, aftermath, attack, fault, send_alone
-from benchmarks.fuzz.hostile import MODEL, hostile
 from benchmarks.fuzz.requests import KINDS, shot
 from benchmarks.fuzz.server import Server, running
+from tests.e2e.hostile import hostile
 
 BODIES, SEED = 3000, 1
 

@@ -13,7 +13,7 @@ from models.compute import mac_table, path_macs
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 from models.preprocess import Preprocessing
-from training.batches import generator
+from training.batches import Augmentation, Batches, generator
 from training.checkpoint import Checkpoints
 from training.data import Images
 from training.run import Run
@@ -61,6 +61,13 @@ def save_pictures(root, train=40, test=20):
 
 
 PREPROCESSING = Preprocessing(SIZE, SIZE, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
+
+
+def plain_batches(images, size):
+    """Shuffled batches of images as they are."""
+    unchanged = Augmentation(shift=0.0, crop=1.0, flip=False, cutout=0.0, size=0)
+    cpu = torch.device("cpu")
+    return Batches(images, PREPROCESSING, size=size, seed=0, augmentation=unchanged, device=cpu)
 
 
 def tiny_run(folder, train=64, **changes):

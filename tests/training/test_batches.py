@@ -22,8 +22,11 @@ from training.batches import (
 from training.data import Images
 
 PREPROCESSING = Preprocessing(8, 8, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
-AUGMENTATION = Augmentation(cutout=0.5)
-CROP = Augmentation(crop=0.3, cutout=0.5)
+CPU = torch.device("cpu")
+SHIFT = Augmentation(shift=0.125, crop=1.0, flip=True, cutout=0.0, size=0)
+AUGMENTATION = replace(SHIFT, cutout=0.5)
+CROP = replace(AUGMENTATION, crop=0.3)
+OFF = replace(SHIFT, shift=0.0, flip=False)
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def images():
 
 
 def _batches(images, seed=0, augmentation=AUGMENTATION):
-    return Batches(images, PREPROCESSING, size=8, seed=seed, augmentation=augmentation)
+    return Batches(images, PREPROCESSING, size=8, seed=seed, augmentation=augmentation, device=CPU)
 
 
 def test_normalise_equals_preprocessing():
@@ -45,7 +48,7 @@ def test_normalise_equals_preprocessing():
 
 
 def test_epoch_takes_each_image_at_most_once_and_its_own_label(images):
-    batches = list(_batches(images, augmentation=None).epoch(0))
+    batches = list(_batches(images, augmentation=OFF).epoch(0))
     indices = torch.cat([batch.indices for batch in batches])
     assert len(batches) == len(_batches(images)) == 5
     assert len(set(indices.tolist())) == 40
@@ -75,9 +78,7 @@ def test_epoch_other_seed_or_epoch_gives_other_order_and_changes(images, seed, e
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, CROP])
 def test_epoch_changes_an_image_anew_each_time(images, augmentation):
-    one = Batches(
-        images.subset(np.arange(1)), PREPROCESSING, size=1, seed=0, augmentation=augmentation
-    )
+    one = _batches(images.subset(np.arange(1)), augmentation=augmentation)
     seen = {next(one.epoch(epoch)).images.numpy().tobytes() for epoch in range(10)}
     assert len(seen) > 5
 
@@ -86,17 +87,17 @@ def test_epoch_crops_from_the_wide_images_and_else_takes_what_is_served(images):
     wide = np.random.default_rng(1).integers(200, 256, (50, 10, 10, 3), dtype=np.uint8)
     images = replace(images, pixels=images.pixels // 2, wide=wide).subset(np.arange(20))
     lowest = PREPROCESSING.normalise(np.full((1, 1, 3), 200, np.uint8)).min()
-    for augmentation in (None, Augmentation(), Augmentation(crop=0.3)):
+    for augmentation in (OFF, SHIFT, replace(SHIFT, crop=0.3)):
         for batch in _batches(images, augmentation=augmentation).epoch(0):
             assert batch.images.shape == (8, 3, 8, 8)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
-            cropped = augmentation is not None and augmentation.crop < 1
+            cropped = augmentation.crop < 1
             assert (batch.images.amin((1, 2, 3)) >= lowest - 1e-5).all() == cropped
 
 
 def test_epoch_crops_are_as_large_as_set_and_else_as_the_input(images):
     for size, side in ((0, 8), (6, 6), (11, 11)):
-        augmentation = Augmentation(crop=0.3, size=size)
+        augmentation = replace(SHIFT, crop=0.3, size=size)
         for batch in _batches(images, augmentation=augmentation).epoch(0):
             assert batch.images.shape == (8, 3, side, side)
 
@@ -108,7 +109,7 @@ def test_batches_fewer_images_than_a_batch_gives_one_batch(images):
 
 
 def test_in_order_gives_every_image_once(images):
-    batches = list(in_order(images, PREPROCESSING, 16))
+    batches = list(in_order(images, PREPROCESSING, 16, CPU))
     assert [len(batch.labels) for batch in batches] == [16, 16, 10]
     assert torch.cat([b.indices for b in batches]).tolist() == list(range(42))
     assert torch.cat([b.labels for b in batches]).tolist() == images.labels.tolist()
@@ -116,7 +117,7 @@ def test_in_order_gives_every_image_once(images):
 
 def test_shift_and_flip_gives_windows_of_the_mirrored_image_each_its_own():
     pixels = torch.arange(64, dtype=torch.uint8).reshape(8, 8, 1).expand(200, 8, 8, 3)
-    changed = shift_and_flip(pixels, Augmentation(shift=0.25), generator(0))
+    changed = shift_and_flip(pixels, replace(SHIFT, shift=0.25), generator(0))
     padded = np.pad(pixels[0].numpy(), ((2, 2), (2, 2), (0, 0)), mode="reflect")
     windows = {
         window[:, ::way].tobytes(): (y, x, way)
@@ -133,8 +134,7 @@ def test_shift_and_flip_gives_windows_of_the_mirrored_image_each_its_own():
 
 def test_shift_and_flip_turned_off_changes_nothing():
     pixels = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
-    off = Augmentation(shift=0.0, flip=False)
-    assert torch.equal(shift_and_flip(pixels, off, generator(0)), pixels)
+    assert torch.equal(shift_and_flip(pixels, OFF, generator(0)), pixels)
 
 
 def test_crop_and_flip_gives_rectangles_within_the_image_each_its_own():
@@ -172,7 +172,7 @@ def test_crop_and_flip_almost_whole_equals_the_resized_image():
     noise = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((50, 50), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).expand(4, -1, -1, -1)
-    crops = crop_and_flip(pixels, 44, Augmentation(crop=0.9999, flip=False), generator(0))
+    crops = crop_and_flip(pixels, 44, replace(OFF, crop=0.9999), generator(0))
     resized = np.array(image.resize((44, 44), Image.Resampling.BILINEAR))
     assert np.abs(crops.numpy() - resized).max() < 4
 

@@ -55,13 +55,13 @@ def test_load_without_checkpoint_gives_none(tmp_path):
     assert not Checkpoints(tmp_path).any()
 
 
-def test_load_done_stage_says_so_and_others_are_apart(tmp_path):
+def test_load_gives_each_stage_its_own_step_and_state(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save("supernet", {"loss": 0.5, "names": ["a"]}, step=3, done=True)
+    checkpoints.save("supernet", {"loss": 0.5, "names": ["a"]}, step=3)
     checkpoints.save("agent", {}, step=1)
     supernet, agent = checkpoints.load("supernet"), checkpoints.load("agent")
-    assert (supernet.step, supernet.done, agent.step, agent.done) == (3, True, 1, False)
-    assert supernet.state == {"loss": 0.5, "names": ["a"]}
+    assert (supernet.step, agent.step) == (3, 1)
+    assert (supernet.state, agent.state) == ({"loss": 0.5, "names": ["a"]}, {})
     assert checkpoints.any()
 
 

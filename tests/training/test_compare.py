@@ -97,8 +97,13 @@ def test_compare_two_bundles_gives_mean_and_spread(compared, fitted, second):
     for name, accuracy in row["accuracy"].items():
         both = one["accuracy"][name], other["accuracy"][name]
         assert accuracy == pytest.approx(sum(both) / 2)
-        assert row["spread"][name] == pytest.approx(abs(both[0] - both[1]) / 2)
+        assert row["spread"][name] == pytest.approx(abs(both[0] - both[1]) / 2**0.5)
         assert any(f"{accuracy:.2%} ± {100 * row['spread'][name]:.2f}" in line for line in printed)
+    apart = [one["accuracy"]["ours"] - one["accuracy"]["uniform"] for one in (one, other)]
+    spread = abs(apart[0] - apart[1]) / 2**0.5
+    assert row["difference_spread"]["uniform"] == pytest.approx(spread)
+    last = f"{100 * np.mean(apart):+.2f} ± {196 * row['error']['uniform']:.2f} ({100 * spread:.2f})"
+    assert any(f"| {last} |" in line for line in printed)
     assert report["full"] == pytest.approx(np.mean([ours["full"] for ours in report["ours"]]))
     assert "seeds [0, 7]" in printed[0]
 
@@ -125,6 +130,14 @@ def test_compare_another_kind_that_reaches_no_budget_shows_its_plain_network(
     too_low = read_bundle(layerwise).card.min_fraction - 0.01
     report, _ = compared([fitted / "bundle"], [too_low], others=[layerwise])
     assert [point["budget"] for point in report["others"][0]["points"]] == [1.0]
+
+
+def test_compare_another_kind_of_another_network_is_refused(compared, fitted, tmp_path):
+    bundle = read_bundle(fitted / "bundle")
+    card = replace(bundle.card, name="other", labels=bundle.card.labels[::-1], files={})
+    write_bundle(tmp_path / "other", card, load_file(fitted / "bundle" / WEIGHTS))
+    with pytest.raises(ConfigError, match="has another backbone or other classes than"):
+        compared([fitted / "bundle"], [1.0], others=[tmp_path / "other"])
 
 
 def test_compare_static_reports_are_told(compared, fitted, tmp_path):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.training.support import PREPROCESSING, coloured, lively_network, tiny_run
+from tests.training.support import coloured, lively_network, plain_batches, tiny_run
 from training import finetune
-from training.batches import Batches, generator
+from training.batches import generator
 from training.finetune import SHARING, some, train
 from training.supernet import update
 
@@ -32,7 +32,7 @@ def _trained(folder, paths, settings=SETTINGS, **sections):
 
 
 def _loss(network, path):
-    (batch,) = Batches(coloured(60, seed=50), PREPROCESSING, size=60, seed=0).epoch(0)
+    (batch,) = plain_batches(coloured(60, seed=50), 60).epoch(0)
     with torch.no_grad():
         return F.cross_entropy(network(batch.images, path), batch.labels).item()
 

@@ -13,7 +13,7 @@ from models.network import Greedy, Network
 from tests.training.support import chain, lively_network, tiny_run
 from training.batches import generator
 from training.checkpoint import Checkpoints
-from training.layerwise import FOLLOW, Learner, train
+from training.layerwise import TAU, Learner, train
 from training.qlearning import Episodes, draw_penalty
 from training.runlog import LOG, SPEED, read_log
 
@@ -41,17 +41,17 @@ def test_learn_lowers_the_bellman_error(episodes):
     assert errors[-1] < 0.5 * errors[0]
 
 
-def test_learn_slow_copy_follows_and_has_no_gradient(episodes):
+def test_learn_target_network_follows_and_has_no_gradient(episodes):
     network = lively_network()
     learner = Learner.of(network, 1e-3)
-    before = _parameters(learner.slow)
+    before = _parameters(learner.target)
     learner.learn(episodes, torch.ones(64), 0.1)
-    fast = dict(network.agent.named_parameters())
-    for name, slow in learner.slow.named_parameters():
-        expected = before[name] + FOLLOW * (fast[name].detach() - before[name])
-        torch.testing.assert_close(slow, expected)
-        assert not slow.requires_grad
-    assert not torch.equal(learner.slow.decoder.weight, network.agent.decoder.weight)
+    learnt = dict(network.agent.named_parameters())
+    for name, followed in learner.target.named_parameters():
+        expected = before[name] + TAU * (learnt[name].detach() - before[name])
+        torch.testing.assert_close(followed, expected)
+        assert not followed.requires_grad
+    assert not torch.equal(learner.target.decoder.weight, network.agent.decoder.weight)
 
 
 def test_learn_changes_the_networks_own_agent_at_the_given_rate(episodes):

@@ -1,6 +1,5 @@
 """Tests of training/measure.py."""
 
-import math
 from dataclasses import replace
 from itertools import combinations
 
@@ -59,28 +58,20 @@ def _rest(network, outcome):
     assert len(runs) == 2 ** (len(numbers) - 1)
     ran = [runs[round(spent)] for spent in macs]
     assert np.array_equal(outcome.widths, paths[[run[-1] for run in ran]])
-    assert max(map(len, ran)) >= (3 if outcome.fraction.max() > 1.2 else 2)
+    assert max(map(len, ran)) >= 3
     rest = np.array(table.looks) - _convolutions(network, paths)
     return sum(rest[run].sum() for run in ran)
 
 
-@pytest.mark.parametrize("cap", [math.inf, 1.2, 0.5])
-def test_by_policy_computes_only_what_it_counts(network, images, cap):
+def test_by_policy_computes_only_what_it_counts(network, images):
     """Nothing is computed for a channel that is off: an independent count finds the same."""
-    outcome, counted = _counted(lambda: by_policy(network, images, PREPROCESSING, 0.3, cap))
+    outcome, counted = _counted(lambda: by_policy(network, images, PREPROCESSING, 0.3))
     assert len(np.unique(outcome.widths, axis=0)) >= 3
     spent = (outcome.fraction * network.table.full).sum()
     assert counted == pytest.approx(spent - _rest(network, outcome), abs=0.5)
     assert counted < 0.8 * network.table.full * len(images)
-    assert outcome.fraction.max() <= cap
     # An agent on the way adds little; one that runs whole paths may run several.
-    assert outcome.fraction.max() > 1.2 or cap < math.inf or not network.table.looks
-
-
-def test_by_policy_without_a_cap_is_the_same_as_with_an_infinite_one(network, images):
-    one, other = (by_policy(network, images, PREPROCESSING, 0.3, *c) for c in ((), (math.inf,)))
-    assert np.array_equal(one.fraction, other.fraction)
-    assert np.array_equal(one.logits, other.logits)
+    assert outcome.fraction.max() > 1.2 or not network.table.looks
 
 
 def test_by_policy_higher_penalty_spends_less(network, images):
@@ -88,11 +79,11 @@ def test_by_policy_higher_penalty_spends_less(network, images):
     assert spent[0] > spent[1] > spent[2]
 
 
-def test_policy_at_several_penalties_and_caps_is_as_each_alone(network):
+def test_policy_at_several_penalties_is_as_each_alone(network):
     images = coloured(BATCH + 30)
     policy = Policy(network, images, PREPROCESSING)
-    for penalty, cap in ((0.3, math.inf), (0.05, math.inf), (0.3, 1.2), (100.0, 0.5)):
-        found, alone = policy(penalty, cap), by_policy(network, images, PREPROCESSING, penalty, cap)
+    for penalty in (0.3, 0.05, 100.0):
+        found, alone = policy(penalty), by_policy(network, images, PREPROCESSING, penalty)
         assert np.array_equal(found.widths, alone.widths)
         assert np.array_equal(found.fraction, alone.fraction)
         np.testing.assert_allclose(found.logits, alone.logits, rtol=1e-4, atol=1e-5)

@@ -78,9 +78,9 @@ def test_narrowing_compares_what_the_network_does_to_the_images(images):
 
 def test_loss_is_the_mean_over_all_images_of_unequal_batches(images):
     network = folded(lively_network(chain(3, 4, 2, 12)))
-    (batch,) = in_order(images, PREPROCESSING, 40)
+    (batch,) = in_order(images, PREPROCESSING, 40, network.device)
     expected = F.cross_entropy(network(batch.images, (2, 1, 2)), batch.labels).item()
-    parts = list(in_order(images, PREPROCESSING, 32))
+    parts = list(in_order(images, PREPROCESSING, 32, network.device))
     assert loss(network, parts, (2, 1, 2), PLAIN) == pytest.approx(expected, rel=1e-5)
 
 

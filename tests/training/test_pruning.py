@@ -9,8 +9,7 @@ import torch_pruning
 
 from models import backbones
 from models.network import Network
-from tests.training.support import PREPROCESSING, chain, coloured, lively_network
-from training.batches import Batches
+from tests.training.support import chain, coloured, lively_network, plain_batches
 from training.errors import ConfigError
 from training.pruning import (
     CRITERIA,
@@ -19,6 +18,7 @@ from training.pruning import (
     from_sequential,
     full_macs,
     is_chain,
+    narrowed,
     scaled,
     to_sequential,
     whole,
@@ -86,6 +86,21 @@ def test_scaled_beyond_one_channel_a_layer_raises(mcifarnet):
         scaled(mcifarnet, 0.0001)
 
 
+def test_narrowed_is_the_dearest_path_within_the_fraction():
+    backbone = chain(3, 8, 2, 12)
+    assert backbone.groups == 2
+    paths = [(1, 1, 1), (1, 2, 1), (2, 2, 2)]
+    macs = [full_macs(narrowed(backbone, [path], 1)) for path in paths]
+    assert macs == sorted(macs)
+    assert macs[-1] == full_macs(backbone)
+    for fraction, channels in ((macs[1] / macs[2], [4, 8, 4]), (0.99, [4, 8, 4]), (1, [8, 8, 8])):
+        small = narrowed(backbone, paths, fraction)
+        assert [layer.out_channels for layer in small.layers] == channels
+    least = f"{macs[0] / macs[2]:.3f}"
+    with pytest.raises(ConfigError, match=f"the cheapest path of --widths, which has {least}"):
+        narrowed(backbone, paths, 0.01)
+
+
 def test_by_l1_removes_the_smallest_filters(two_linears):
     """Those that are removed here compute nothing, so that the answers stay."""
     network, kept = lively(two_linears), [1, 3, 4, 6]
@@ -95,7 +110,7 @@ def test_by_l1_removes_the_smallest_filters(two_linears):
             for part in (conv.gamma, conv.beta):
                 part[:, dead] = 0
             conv.weight[dead] *= 1e-3
-    small = by_l1(network, full_macs(with_channels(two_linears, [4] * 3)) / full_macs(two_linears))
+    small = by_l1(network, with_channels(two_linears, [4] * 3))
     assert [layer.out_channels for layer in small.backbone.layers] == [4, 4, 4]
     torch.testing.assert_close(logits(small), logits(network))
 
@@ -121,7 +136,7 @@ def test_from_sequential_after_pruning_computes_what_the_library_left(two_linear
 
 @pytest.fixture
 def batches():
-    return list(Batches(coloured(32), PREPROCESSING, size=16, seed=0).epoch(0))
+    return list(plain_batches(coloured(32), 16).epoch(0))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

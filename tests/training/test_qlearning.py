@@ -158,8 +158,8 @@ class Known(nn.Module):
         return self.values[layer - 1].expand(len(pooled), -1), hidden
 
 
-# Two decisions between two widths. The fast agent prefers width 2 at the second, the slow one 1.
-FAST, SLOW = [[0.3, 0.4], [1.0, 2.0]], [[7.0, 8.0], [50.0, 10.0]]
+# Two decisions between two widths. The agent prefers width 2 at the second, its target network 1.
+AGENT, TARGET = [[0.3, 0.4], [1.0, 2.0]], [[7.0, 8.0], [50.0, 10.0]]
 # By layer, and the widths two before, one before and of it.
 PRICES = torch.tensor([[0.0] * 8, [0.9] * 6 + [0.3, 0.4], [0.9] * 4 + [0.5, 0.6, 0.7, 0.8]])
 PRICES = PRICES.reshape(3, 2, 2, 2)
@@ -169,10 +169,10 @@ PRICES = PRICES.reshape(3, 2, 2, 2)
     ("form", "ending"), [("priced", 5.0 - 3.0), ("paper", -3.0)], ids=["priced", "paper"]
 )
 def test_bellman_loss_equals_a_hand_computed_one(form, ending):
-    fast, slow = Known(FAST, form), Known(SLOW, form)
+    agent, target = Known(AGENT, form), Known(TARGET, form)
     episodes = _episodes([[2, 1, 2]], [3.0], [5.0])
-    loss = bellman_loss(fast, slow, episodes, torch.tensor([2.0]), PRICES)
-    # The next action is the fast agent's favourite, width 2, worth 10 to the slow one.
+    loss = bellman_loss(agent, target, episodes, torch.tensor([2.0]), PRICES)
+    # The next action is the agent's favourite, width 2, worth 10 to the target network.
     first = 0.3 - (-2 * 0.3 + 10.0)
     # After the last action there is nothing: no value is added.
     last = 2.0 - (-2 * 0.6 + ending)
@@ -180,27 +180,31 @@ def test_bellman_loss_equals_a_hand_computed_one(form, ending):
 
 
 def test_bellman_loss_of_each_image_counts_its_own_loss():
-    fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
+    agent, target = Known(AGENT, "priced"), Known(TARGET, "priced")
     together = _episodes([[2, 1, 2], [2, 2, 1]], [3.0, 0.5], [5.0, 0.1])
     penalty = torch.tensor([2.0, 0.3])
     rows = [torch.tensor([0]), torch.tensor([1])]
-    apart = [bellman_loss(fast, slow, together[row], penalty[row], PRICES).item() for row in rows]
-    loss = bellman_loss(fast, slow, together, penalty, PRICES).item()
+    apart = [
+        bellman_loss(agent, target, together[row], penalty[row], PRICES).item() for row in rows
+    ]
+    loss = bellman_loss(agent, target, together, penalty, PRICES).item()
     assert loss == pytest.approx(sum(apart) / 2)
 
 
-def test_bellman_loss_moves_the_taken_values_only_and_not_the_slow_copy():
-    fast, slow = Known(FAST, "priced"), Known(SLOW, "priced")
-    bellman_loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.ones(1), PRICES).backward()
-    assert slow.values.grad is None
-    assert (fast.values.grad != 0).tolist() == [[True, False], [False, True]]
+def test_bellman_loss_moves_the_taken_values_only_and_not_the_target_network():
+    agent, target = Known(AGENT, "priced"), Known(TARGET, "priced")
+    bellman_loss(
+        agent, target, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.ones(1), PRICES
+    ).backward()
+    assert target.values.grad is None
+    assert (agent.values.grad != 0).tolist() == [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize(("form", "told"), [("priced", 2.0), ("paper", 0.0)])
 def test_bellman_loss_tells_only_the_priced_agent_its_penalty(form, told):
-    fast, slow = Known(FAST, form), Known(SLOW, form)
-    bellman_loss(fast, slow, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.tensor([2.0]), PRICES)
-    assert fast.told.tolist() == slow.told.tolist() == [told]
+    agent, target = Known(AGENT, form), Known(TARGET, form)
+    bellman_loss(agent, target, _episodes([[2, 1, 2]], [3.0], [5.0]), torch.tensor([2.0]), PRICES)
+    assert agent.told.tolist() == target.told.tolist() == [told]
 
 
 # Recording

@@ -72,6 +72,11 @@ def _answers(fraction, seed, images=40):
     )
 
 
+def _stages(first, others):
+    """Of answers that are not blended."""
+    return Stages(first, others, [0.0], np.zeros(40, np.int64))
+
+
 def _always(fraction, right, images=40):
     outcome = _answers(fraction, 9, images)
     return Outcome(outcome.widths, np.full(images, right), outcome.fraction, outcome.logits)
@@ -89,7 +94,7 @@ def test_cascade_sends_on_those_whose_two_best_classes_are_closest(fraction):
         count = min(round((fraction - 0.1) / second.mean_fraction * 40), 40)
         right = [(second if i in doubtful[:count] else first).right[i] for i in range(40)]
         found.append(right)
-    assert np.array_equal(cascades(Stages(first, others), fraction), found)
+    assert np.array_equal(cascades(_stages(first, others), fraction), found)
 
 
 def test_cascade_that_blends_counts_the_answer_before_for_a_third():
@@ -116,7 +121,7 @@ def test_cascade_that_blends_counts_the_answer_before_for_a_third():
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.1, 21))
 def test_cascade_needs_no_more_compute_than_given(fraction):
     # Right are those that are sent on, so the accuracy tells how many they were.
-    (right,) = cascades(Stages(_always(0.1, False), [_always(0.8, True)]), fraction)
+    (right,) = cascades(_stages(_always(0.1, False), [_always(0.8, True)]), fraction)
     found = right.mean()
     half_an_image = 0.8 / 40 / 2
     assert 0.1 + 0.8 * found <= fraction + half_an_image + 1e-9
@@ -130,7 +135,7 @@ def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
     logits[::2, 0] = 9
     second = Outcome(first.widths, np.arange(40) % 2 == 0, np.full(40, 0.2), logits)
     # All go on to the second and the other half to the third: 0.1 + 0.2 + 0.5.
-    stages = Stages(first, [third, second])
+    stages = _stages(first, [third, second])
     assert any(right.all() for right in cascades_of_three(stages, 0.8))
     # By one step alone no more than 70 % could go to the third.
     found = cascades(stages, 0.8)
@@ -139,7 +144,7 @@ def test_cascade_of_three_sends_the_seconds_most_doubtful_on_to_a_third():
 
 @pytest.mark.parametrize("fraction", np.linspace(0.1, 1.3, 13))
 def test_cascades_of_three_begin_with_those_of_two(fraction):
-    stages = Stages(_answers(0.1, 0), [_answers(0.4, 1), _answers(1.0, 2)])
+    stages = _stages(_answers(0.1, 0), [_answers(0.4, 1), _answers(1.0, 2)])
     found, two = cascades_of_three(stages, fraction), cascades(stages, fraction)
     assert np.array_equal(found[: len(two)], two)
     assert len(found) == len(two) + len(rivals.GOING_ON)

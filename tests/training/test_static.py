@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import training.static as module
+from models.bundle import read_bundle
+from models.config import AgentConfig
 from models.preprocess import Preprocessing
 from tests.training.support import SETTINGS, tiny_run
 from training.__main__ import main
@@ -17,7 +19,8 @@ from training.data import load_test
 from training.errors import ConfigError
 from training.measure import along
 from training.pruning import CRITERIA, full_macs, scaled, whole
-from training.static import METHODS, Wanted, read, train
+from training.starts import read
+from training.static import METHODS, Wanted, train
 
 
 def flags(data, out, *more, method="plain", **settings):
@@ -76,10 +79,12 @@ def test_plain_learns_and_its_weights_are_what_was_measured(plain, pictures):
 
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_pruned_is_within_its_fraction_and_measured_as_saved(
-    method, plain, pictures, tmp_path, capsys
+    method, plain, fitted, pictures, tmp_path, capsys
 ):
     out = tmp_path / method
     more = ("--start", plain, "--fraction", 0.4)
+    if method == "searched":
+        more += ("--widths", fitted / "bundle")
     assert main(flags(pictures, out, *more, method=method)) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report == json.loads((out / "static.json").read_text())
@@ -150,6 +155,8 @@ PRETRAINED = ("--set", "backbone.pretrained=plain.pt")
         (("--method", "l1", "--start", "x", "--fraction", "1.5"), "between 0 and 1, not 1.5"),
         (("--method", "narrow", "--start", "x", "--fraction", "0.5"), "x holds no finished static"),
         (("--criterion", "lamp"), "--criterion lamp is for --method torch-pruning, not plain"),
+        (("--widths", "x"), "--widths x is for --method searched, not plain: leave it out"),
+        (("--method", "searched", "--start", "x", "--fraction", "0.5"), "searched needs --widths"),
         (("--backbone", "resnet20"), "backbone resnet20 has residual layers"),
         (("--backbone", "lenet"), "backbone 'lenet' is unknown"),
         (
@@ -190,6 +197,49 @@ def test_start_that_is_pruned_itself_is_refused(plain, pictures, tmp_path, refus
     more = ("--start", folder, "--fraction", 0.5)
     told = refused(flags(pictures, tmp_path / "out", *more, method="l1"))
     assert "is of --method narrow, not plain" in told
+
+
+def test_searched_layers_are_as_wide_as_a_path_of_the_bundle(fitted, plain, pictures, tmp_path):
+    more = ("--start", plain, "--widths", fitted / "bundle", "--fraction", 0.9)
+    assert main(flags(pictures, tmp_path / "out", *more, method="searched")) == 0
+    report, card = read(tmp_path / "out").report, read_bundle(fitted / "bundle").card
+    widths = [
+        [
+            layer.out_channels * w // card.backbone.groups
+            for layer, w in zip(layers, path, strict=True)
+        ]
+        for layers, path in ((card.backbone.layers, path) for path in card.agent.paths[:-1])
+    ]
+    assert report["channels"] in widths
+    assert report["fraction"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"labels": ("x", "y", "z")}, "has another backbone, or other classes"),
+        ({"agent": AgentConfig()}, "has no paths: its agent decides layer by layer"),
+        ({"seed": 1}, "was trained on some of them"),
+    ],
+)
+def test_widths_of_another_bundle_are_refused(
+    fitted, plain, pictures, tmp_path, monkeypatch, refused, changes, told
+):
+    bundle = read_bundle(fitted / "bundle")
+    changed = replace(bundle, card=replace(bundle.card, **changes))
+    monkeypatch.setattr(module, "read_bundle", lambda folder: changed)
+    more = ("--start", plain, "--widths", "x", "--fraction", 0.9)
+    assert told in refused(flags(pictures, tmp_path / "out", *more, method="searched"))
+
+
+def test_start_that_was_trained_on_other_images_is_refused(plain, pictures, tmp_path, refused):
+    folder = tmp_path / "start"
+    shutil.copytree(plain, folder)
+    report = json.loads((plain / "static.json").read_text()) | {"digest": "of another set"}
+    (folder / "static.json").write_text(json.dumps(report))
+    more = ("--start", folder, "--fraction", 0.5)
+    told = refused(flags(pictures, tmp_path / "out", *more, method="l1"))
+    assert "was trained on other images than" in told
 
 
 def test_start_of_a_bundle_trained_on_what_is_held_out_now_is_refused(

@@ -12,8 +12,15 @@ from models.compute import path_macs
 from models.config import AgentConfig
 from models.network import Network
 from tests.models.support import small_backbone, stream_backbone
-from tests.training.support import PREPROCESSING, SIZE, chain, coloured, lively_network, tiny_run
-from training.batches import Batches, generator
+from tests.training.support import (
+    SIZE,
+    chain,
+    coloured,
+    lively_network,
+    plain_batches,
+    tiny_run,
+)
+from training.batches import generator
 from training.supernet import (
     MAX_GRADIENT_NORM,
     STAGE,
@@ -21,7 +28,7 @@ from training.supernet import (
     draw_paths,
     learning_rate,
     mixed,
-    recalibrate,
+    reestimate_statistics,
     sandwich,
     sgd,
     tie,
@@ -129,7 +136,7 @@ def test_update_gradients_left_in_the_agent_change_nothing(network):
     torch.testing.assert_close(network.head[0].weight, before - 0.19)
 
 
-def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
+def test_reestimate_statistics_mends_those_of_mixed_paths(tmp_path):
     run = tiny_run(tmp_path, supernet={"epochs": 10})
     network = run.network()
     train(run, network)
@@ -137,10 +144,11 @@ def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
         conv.mean.add_(0.5)
         conv.var.fill_(1.0)
     spoilt = _mixed_loss(network)
-    batches = Batches(coloured(64), PREPROCESSING, size=16, seed=0)
+    batches = plain_batches(coloured(64), 16)
     sample = [batch for epoch in range(75) for batch in batches.epoch(epoch)]
     weights = {n: p.clone() for n, p in network.named_parameters()}
-    recalibrate(network, sample, partial(draw_path, run.backbone, generator(3)), run.autocast())
+    draw = partial(draw_path, run.backbone, generator(3))
+    reestimate_statistics(network, sample, draw, run.autocast())
     assert _mixed_loss(network) < 0.8 * spoilt
     assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
     assert {conv.momentum for conv in network.convs} == {0.1}
@@ -148,8 +156,7 @@ def test_recalibrate_mends_statistics_of_mixed_paths(tmp_path):
 
 def _mixed_loss(network):
     network.eval()
-    images = coloured(90, seed=50)
-    (batch,) = Batches(images, PREPROCESSING, size=90, seed=0).epoch(0)
+    (batch,) = plain_batches(coloured(90, seed=50), 90).epoch(0)
     paths = draw_paths(90, network.backbone, generator(4))
     with torch.no_grad():
         return F.cross_entropy(network.along(batch.images, paths), batch.labels).item()
@@ -160,7 +167,7 @@ def test_train_learns_full_and_narrow_networks_and_leaves_the_agent(tmp_path):
     network = run.network()
     agent = {n: p.clone() for n, p in network.agent.named_parameters()}
     train(run, network)
-    (batch,) = Batches(coloured(90, seed=50), PREPROCESSING, size=90, seed=0).epoch(0)
+    (batch,) = plain_batches(coloured(90, seed=50), 90).epoch(0)
     for width in (4, 1):
         logits = network(batch.images, [width] * 8)
         assert (logits.argmax(1) == batch.labels).float().mean() > 0.6

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from benchmarks.fuzz.__main__ import MODEL
 from benchmarks.fuzz.files import (
     bmp_file,
     encode,
@@ -25,8 +26,6 @@ from benchmarks.fuzz.shots import Shot, post
 # Just within the limits that the service has by default.
 _BYTES = 32 * 2**20 - 10_000
 _SIDE = 6324
-
-MODEL = "cifar10-mcifarnet"
 
 
 @dataclass(frozen=True)
