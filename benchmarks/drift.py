@@ -63,7 +63,7 @@ def run(
 ) -> Run:
     """Send images (N, 3, H, W), drawn at random, as requests for a budget."""
     correction = Correction(on=corrected)
-    planner = Planner(card, Budget(Fixed(budget)), Estimate(None), correction, max_batch=BATCH)
+    planner = Planner(card, Budget(Fixed(budget)), Estimate(), correction, max_batch=BATCH)
     rng, full, spent = np.random.default_rng(0), card.table().full, []
     for _ in range(images // BATCH):
         planned = planner.plan([Asked(0, budget)] * BATCH, 0).limits

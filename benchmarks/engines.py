@@ -14,7 +14,7 @@ instead, which tells what one core would do if it were free; of several cores on
 can tell.
 
 Prints a table (median, quartiles) and ends in one JSON line. With `--check-costs` also what the
-engine would have foretold at its start, and how far off that was. With `--processes N`, instead of
+service would have foretold at its start, and how far off that was. With `--processes N`, instead of
 all that: how many more images N processes of one thread each answer at once than one alone.
 """
 
@@ -47,6 +47,7 @@ from models.bundle import Bundle
 from service import costs
 from service.cores import cpus
 from service.engines.base import Engine, Floats
+from service.estimate import Estimate
 
 # By name: backbone, classes, side of the images in pixels.
 NETWORKS = {
@@ -69,11 +70,11 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 @dataclass(frozen=True)
 class Case:
-    """An engine with its threads, and what it foretold of each budget and batch."""
+    """An engine with its threads, and what the service would foretell of it at its start."""
 
     threads: int
     engine: Engine
-    table: costs.CostTable
+    estimate: Estimate
 
 
 class Found(NamedTuple):
@@ -124,7 +125,8 @@ def measure(
             times = ms[case, budget]
             row = _row(name, case, budget, batch, fractions[budget], times, fastest)
             found.append(row)
-            expected = case.table.ms(row.fraction, batch) / batch
+            seconds_each = float(case.estimate.rows(np.array(row.fraction)))
+            expected = 1e3 * (case.estimate.batch() / batch + seconds_each)
             foretold.append(
                 Forecast(
                     name, case.engine.name, case.threads, budget, batch, expected, row.ms.median
@@ -175,8 +177,8 @@ def run_network(name: str, bundle: Bundle, flags: argparse.Namespace) -> Found:
             cases = []
             for kind in flags.engines:
                 engine = engine_of(bundle, kind, threads, Path(scratch))
-                table = costs.measure(engine, bundle.card, clock=CLOCKS[flags.clock])
-                cases.append(Case(threads, engine, table))
+                known = costs.measure(engine, bundle.card, clock=CLOCKS[flags.clock])
+                cases.append(Case(threads, engine, Estimate(known)))
             for batch in flags.batches or (LARGE_BATCHES if name in LARGE else BATCHES):
                 part = measure(name, bundle, cases, rivals, batch, flags)
                 found.extend(part)

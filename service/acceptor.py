@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 _LEAVE_S = 0.002
 # More connections than another has that are no reason to leave one to it, and a share of them.
 _MORE, _MORE_SHARE = 1, 1 / 16
-# Connections that may wait to be taken; the system may allow fewer.
-BACKLOG = 2048
 # `localhost` has an address in IPv6 even where the system does without.
 _ABSENT_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 # After an error that stays for a while, as that there are too many open files.
@@ -85,7 +83,7 @@ class Acceptor:
     many would wait, beside one that is idle.
 
     Args:
-        listener: bound and shared.
+        listener: shared; it listens.
         create: makes the protocol of a connection.
         count: tells how many connections this process has.
     """
@@ -103,7 +101,6 @@ class Acceptor:
         self._opening = set[asyncio.Task[object]]()
         self._timer: asyncio.TimerHandle | None = None
         listener.setblocking(False)
-        listener.listen(BACKLOG)
         self.tell()
         self._loop.add_reader(listener, self._accept)
 

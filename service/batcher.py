@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from service.engines.base import Engine, Floats
 from service.errors import Draining, QueueFull
+from service.ewma import Ewma
 from service.limits import Asked, Limits, Planned
 from service.ranking import probabilities, rankings
-from service.typical import Typical
 
 logger = logging.getLogger(__name__)
 
@@ -125,16 +125,14 @@ class Batcher:
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._engine, self._plan = engine, plan
-        self._max_batch = max_batch
-        self._max_wait_s = max_wait_s
-        self._max_queue = max_queue
+        self._max_batch, self._max_wait_s, self._max_queue = max_batch, max_wait_s, max_queue
         self._temperature = temperature
         self._stack = stack
         self._on_batch = on_batch
         self._jobs: deque[_Job] = deque()
         self._held = 0
         self._busy_until = 0.0
-        self._image_s = Typical()
+        self._image_s = Ewma()
         self._closed = False
         self.batches = 0
         self._changed = threading.Condition()
@@ -206,18 +204,25 @@ class Batcher:
 
     def _work(self) -> None:
         while taken := self._take():
-            run = []
-            for job, limits in taken:
-                if isinstance(limits, Exception):
-                    job.tell(limits)
-                else:
-                    run.append((job, limits))
-            if run:
-                self._run(run)
+            self._answer(taken)
+            # Or it would keep their images until the next ones come.
+            del taken
+
+    def _answer(self, taken: list[tuple[_Job, Limits | Exception]]) -> None:
+        """Run a batch, without those that are refused."""
+        run = []
+        for job, limits in taken:
+            if isinstance(limits, Exception):
+                job.tell(limits)
+            else:
+                run.append((job, limits))
+        if run:
+            self._run(run)
 
     def _take(self) -> list[tuple[_Job, Limits | Exception]]:
         """Wait for the next batch; empty once the batcher is closed and no place is held."""
         with self._changed:
+            self._busy_until = 0.0  # the batch before has ended, perhaps sooner than was expected
             while True:
                 self._changed.wait_for(lambda: self._jobs or (self._closed and not self._held))
                 if self._max_wait_s and self._jobs:

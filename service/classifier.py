@@ -14,7 +14,7 @@ from functools import partial
 from models.compute import FLOPS_PER_MAC
 from models.preprocess import Floats, ImageError, Pixels, TooManyPixels, read_pixels
 from service.batcher import Answer, Image, Reservation
-from service.errors import DeadlinePassed, DeadlineUnreachable, ServiceError, from_image_error
+from service.errors import DeadlinePassed, ServiceError, from_image_error
 from service.limits import Asked
 from service.notes import note_asked, note_image
 from service.registry import ServedModel
@@ -119,11 +119,11 @@ async def _answer_one(
     service: Service, call: Call, image: bytes | Floats, places: Reservation, read: _Read
 ) -> Answered | ServiceError:
     asked, metrics = places.asked, call.model.metrics
-    way = _Way(service, places, read)
+    passage = _Passage(service, places, read)
     try:
         async with in_time(asked):
-            way.begin(image)
-            answer = await way.answer
+            passage.begin(image)
+            answer = await passage.answer
     except DeadlinePassed as error:
         metrics.totals.failed += 1
         metrics.abandoned.inc()
@@ -131,30 +131,29 @@ async def _answer_one(
     except asyncio.CancelledError:
         metrics.abandoned.inc()
         raise
-    except Exception as error:
+    except Exception:
         metrics.totals.failed += 1
-        if isinstance(error, ImageError):
-            return from_image_error(error)
-        if isinstance(error, DeadlineUnreachable):
-            return error
         raise
+    if isinstance(answer, ServiceError):
+        metrics.totals.failed += 1
+        return answer
     service.metrics.queue_seconds.observe(answer.queue_s)
-    metrics.observe(answer, way.decode_s)
+    metrics.observe(answer, passage.decode_s)
     now = time.perf_counter()
     # What a batch decodes is part of its own time.
-    before_s = 0.0 if way.in_batch else way.decode_s
+    before_s = 0.0 if passage.in_batch else passage.decode_s
     call.model.planner.answered(before_s, now - answer.finished, now - asked.since)
     note_image(
         call.model.card.name,
         answer.limits.budget,
         macs=answer.macs,
         full_macs=call.model.table.full,
-        decode_s=way.decode_s,
-        in_batch=way.in_batch,
+        decode_s=passage.decode_s,
+        in_batch=passage.in_batch,
         queue_s=answer.queue_s,
         inference_s=answer.inference_s,
     )
-    return Answered(answer, way.decode_s)
+    return Answered(answer, passage.decode_s)
 
 
 def _raised(result: Answered | ServiceError | BaseException) -> Answered | ServiceError:
@@ -184,18 +183,19 @@ async def _in_time(asked: Asked) -> AsyncIterator[None]:
         ) from error
 
 
-class _Way:
-    """The way of one image through decoding and the queue, without a stop on the event loop.
+class _Passage:
+    """The passage of one image through decoding and the queue, without a stop on the event loop.
 
     Attributes:
-        answer: settled by the service's mailbox; to cancel it ends the way before its decoding.
+        answer: settled by the service's mailbox; to cancel it ends the passage before its decoding.
         decode_s: seconds that decoding took, 0 if there was none.
         in_batch: it is decoded after the queue, in the engine's thread.
     """
 
     def __init__(self, service: Service, places: Reservation, read: _Read) -> None:
         self._service, self._places, self._read = service, places, read
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Answer | ServiceError] = loop.create_future()
         self.decode_s, self.in_batch = 0.0, False
 
     def begin(self, image: bytes | Floats) -> None:
@@ -225,6 +225,10 @@ class _Way:
         return image
 
     def _tell(self, outcome: Answer | Exception) -> None:
+        # A new error: the one that was raised holds what was decoded, by its traceback, in a cycle
+        # that only the garbage collector ends.
+        if isinstance(outcome, ImageError):
+            outcome = from_image_error(outcome)
         self._service.mailbox.put(self.answer, outcome)
 
 

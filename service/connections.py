@@ -25,8 +25,9 @@ from service.errors import (
 from service.metrics import Metrics
 from service.middleware import request_id
 from service.presence import Presence
-from service.settings import Settings, listed
-from service.wire import TURNED_AWAY, Timer, Way, answer, head_without_offer
+from service.settings import Settings
+from service.siblings import is_own_socket
+from service.wire import TURNED_AWAY, CorkedTransport, Timer, answer, head_without_offer
 
 # How long a client that was answered before it had sent all is heard out, and how many such there
 # may be: beyond them the one that was answered first is cut off.
@@ -47,7 +48,6 @@ class ServerConfig(uvicorn.Config):
     """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        proxies = listed(settings.trusted_proxies)
         super().__init__(
             app,
             host=settings.host,
@@ -58,8 +58,8 @@ class ServerConfig(uvicorn.Config):
             access_log=False,
             server_header=False,
             # uvicorn would believe whoever connects from this machine.
-            proxy_headers=bool(proxies),
-            forwarded_allow_ips=proxies,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_s,
         )
@@ -107,6 +107,7 @@ class Connection(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._refusal: ServiceError | None = None
         self._running: RequestResponseCycle | None = None
+        self._corked: CorkedTransport | None = None
         self._presence = Presence()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -114,7 +115,7 @@ class Connection(HttpToolsProtocol):
         most = self._settings.max_connections
         full = len(self.connections) - len(self._lingering) >= most
         super().connection_made(transport)
-        if self._of_sibling:
+        if is_own_socket(self.server):  # a sibling makes no room and needs none
             return
         if full and not self._waiting:
             self._refuse(TooManyConnections(f"{most} connections are busy: try again later"))
@@ -133,6 +134,9 @@ class Connection(HttpToolsProtocol):
         self._send_timer.stop()
         self._give_up()
         super().connection_lost(exc)
+        # Each of them holds this connection too.
+        self.cycle = None  # type: ignore[assignment]
+        self._running = self._corked = self._refusal = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running, self._presence = cycle, Presence()
@@ -141,7 +145,8 @@ class Connection(HttpToolsProtocol):
         if cycle.more_body and self not in self._waiting:
             self._wait()
         self._presence.attach(cycle.scope)  # type: ignore[arg-type]
-        self._way = cycle.transport = Way(cycle, self._close)  # type: ignore[assignment]
+        self._corked = CorkedTransport(cycle.transport, self._close)
+        cycle.transport = self._corked  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
@@ -206,7 +211,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, if none came already."""
-        self._way.flush()
+        if self._corked:
+            self._corked.flush()
         super().on_response_complete()
         if self._idle and not self.transport.is_closing() and self not in self._lingering:
             self._wait()
@@ -226,14 +232,9 @@ class Connection(HttpToolsProtocol):
     def _idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    @property
-    def _of_sibling(self) -> bool:
-        """Whether another process of the service asks, which makes no room and needs none."""
-        return self.server is not None and self.server[1] is None
-
     def _wait(self) -> None:
         """From now on the client is waited for."""
-        if not self._of_sibling:
+        if not is_own_socket(self.server):
             self._waiting[self] = None
             self._waiting.move_to_end(self)
 

@@ -1,4 +1,4 @@
-"""What a batch will take at a budget on this machine: measured at start, then looked up.
+"""What a batch takes at a budget on this machine, measured at start; `service.estimate` fits it.
 
 The time of a path is not its share of the MACs: it depends on the machine, its load and the batch.
 So the engine is timed itself, on rows whose caps make it spend a budget whatever the images show.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from models.card import Card
 from models.compute import MacTable
 from service.engines.base import PAID, Caps, Engine, Floats, forced, plans
 
-# A budget between two of these is interpolated, as is a batch; beyond the largest, extrapolated.
 BUDGETS = (0.1, 0.2, 0.35, 0.6, 1.0)
 BATCHES = (1, 4, 16)
 # What budgets are averaged over, where a batch is smaller.
@@ -37,55 +36,19 @@ class Cost:
     ms: float
 
 
-class CostTable:
-    """Times by budget and batch, and what lies between them."""
-
-    def __init__(self, costs: list[Cost]) -> None:
-        """Keep times that were measured for every combination of their budgets and batches."""
-        self._budgets = sorted({cost.budget for cost in costs})
-        self._batches = sorted({cost.batch for cost in costs})
-        times = {(cost.budget, cost.batch): cost.ms for cost in costs}
-        ms = np.array([[times[b, n] for n in self._batches] for b in self._budgets])
-        # Less never takes longer; where it seemed to, other work was in the way.
-        for axis in (0, 1):
-            ms = np.flip(np.minimum.accumulate(np.flip(ms, axis), axis), axis)
-        self._ms = ms
-
-    @property
-    def costs(self) -> list[Cost]:
-        """All times, by rising budget and batch."""
-        return [
-            Cost(budget, batch, float(self._ms[i, j]))
-            for i, budget in enumerate(self._budgets)
-            for j, batch in enumerate(self._batches)
-        ]
-
-    def ms(self, budget: float, batch: int) -> float:
-        """Milliseconds that a batch is expected to take, all its images together.
-
-        Args:
-            budget: in (0, 1]; below the lowest that was measured it takes as long as that.
-            batch: number of images, 1 or more.
-        """
-        at_budget = np.array([np.interp(budget, self._budgets, ms) for ms in self._ms.T])
-        if batch <= self._batches[-1]:
-            return float(np.interp(batch, self._batches, at_budget))
-        fewer, most = self._batches[-2:]
-        slope = (at_budget[-1] - at_budget[-2]) / (most - fewer)
-        return float(at_budget[-1] + slope * (batch - most))
-
-
 def measure(
     engine: Engine,
     card: Card,
     *,
     limit_s: float = LIMIT_S,
     clock: Callable[[], float] = time.perf_counter,
-) -> CostTable:
+) -> tuple[Cost, ...]:
     """Time an engine that is warm by budget and batch, again and again until the time is up.
 
     Single images at the lowest budget and at the full network come first, and always, then the
     cheapest; what a slow machine leaves unmeasured is estimated from them.
+
+    Returns: one of every budget and batch, by rising budget and then batch.
     """
     budgets = [card.min_fraction, *(b for b in BUDGETS if b > card.min_fraction)]
     ends = [(budgets[0], BATCHES[0]), (budgets[-1], BATCHES[0])]
@@ -105,7 +68,22 @@ def measure(
     # Other work can only add to a time, so the least is the nearest to the truth.
     known = {cell: min(times) for cell, times in seen.items()}
     _estimate_rest(known, budgets)
-    return CostTable([Cost(*cell, ms) for cell, ms in sorted(known.items())])
+    return smoothed([Cost(*cell, ms) for cell, ms in sorted(known.items())])
+
+
+def smoothed(costs: Sequence[Cost]) -> tuple[Cost, ...]:
+    """Times that never fall with budget or batch.
+
+    Args:
+        costs: of every combination of their budgets and batches, by rising budget and then batch.
+    """
+    ms = np.array([cost.ms for cost in costs]).reshape(-1, len({cost.batch for cost in costs}))
+    # Less never takes longer; where it seemed to, other work was in the way.
+    for axis in (0, 1):
+        ms = np.flip(np.minimum.accumulate(np.flip(ms, axis), axis), axis)
+    return tuple(
+        replace(cost, ms=least) for cost, least in zip(costs, ms.ravel().tolist(), strict=True)
+    )
 
 
 def _estimate_rest(known: dict[Cell, float], budgets: list[float]) -> None:

@@ -28,7 +28,7 @@ class Door:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._closed = bool(service.settings.cors_origins)
+        self._off = bool(service.settings.cors_origins)
         self._requests = service.metrics.requests.labels(_ROUTE.decode(), QueueFull.status)
         self._rejected = service.metrics.rejected.labels(QueueFull.code)
         self._refused = 0
@@ -39,7 +39,7 @@ class Door:
         Args:
             target: path and query as they came.
         """
-        if method != b"POST" or not target.startswith(_ROUTE) or self._closed:
+        if method != b"POST" or not target.startswith(_ROUTE) or self._off:
             return None
         path, _, query = target.partition(b"?")
         if path != _ROUTE or b"model" in query or b"%" in query or self._service.phase != "ready":

@@ -264,9 +264,11 @@ class DeadlinePassed(ServiceError):
     status, code = 504, "deadline_passed"
 
 
-def error_codes() -> list[str]:
-    """Every code word that a response can carry."""
-    return sorted({error.code for error in _leaves(ServiceError)})
+def all_errors(above: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
+    """Every refusal below one of the tree."""
+    for error in above.__subclasses__():
+        yield error
+        yield from all_errors(error)
 
 
 def from_image_error(error: preprocess.ImageError) -> ServiceError:
@@ -282,9 +284,3 @@ _IMAGE_ERRORS: dict[type[preprocess.ImageError], type[ServiceError]] = {
     preprocess.TooManyPixels: TooManyPixels,
     preprocess.TooComplex: TooComplex,
 }
-
-
-def _leaves(kind: type[ServiceError]) -> Iterator[type[ServiceError]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _leaves(child)

@@ -10,11 +10,13 @@ batches, as the machine does other work too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from service.costs import CostTable
-from service.typical import Typical
+from service.costs import Cost
+from service.ewma import Ewma
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,22 +36,21 @@ class Estimate:
         after: seconds from the end of a batch until its answers are on their way.
     """
 
-    def __init__(self, costs: CostTable | None) -> None:
-        """Start from a table; without one all is taken to be free until the first batch."""
+    def __init__(self, costs: Sequence[Cost] = ()) -> None:
+        """Start from what was measured; without it all is free until the first batch."""
         self._costs = costs
         self.forget()
 
     def forget(self) -> None:
         """Know no more than at the start."""
-        costs = self._costs
         self._first = self._parts = np.zeros(3)
         self._table, self._seen = np.zeros((3, 3)), np.zeros((3, 4))
-        self.factor = Typical(1.0)
+        self.factor = Ewma(1.0)
         # How much slower the machine is than the table says.
-        self._slower = Typical(1.0)
-        self.decode, self.after = Typical(), Typical()
-        if costs is not None:
-            cells = np.array([[c.budget * c.batch, c.batch, 1.0, c.ms / 1e3] for c in costs.costs])
+        self._slower = Ewma(1.0)
+        self.decode, self.after = Ewma(), Ewma()
+        if self._costs:
+            cells = np.array([[c.budget * c.batch, c.batch, 1.0, c.ms / 1e3] for c in self._costs])
             self._start(cells / cells[:, 3:])
 
     def rows(self, shares: Floats, deviations: float = 0) -> Floats:

@@ -82,7 +82,7 @@ class Everywhere:
         ]
         # One change has one id in all logs; the last header of a name holds.
         headers.append(("x-request-id", scope["state"]["request_id"]))
-        return list(self._siblings.tell(scope["method"], target, headers, body))
+        return self._siblings.tell(scope["method"], target, headers, body)
 
     def _refusal(self, behind: list[Reply], path: str) -> Response:
         said = "; ".join(f"process {one.sibling} did not: {one.said('error')}" for one in behind)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 # Who set the budget of an image: its request, the budget in force, the load, or its deadline.
 BudgetBy = Literal["request", "service", "load", "deadline"]
-BUDGET_BY: tuple[BudgetBy, ...] = ("request", "service", "load", "deadline")
+BUDGET_BY: tuple[BudgetBy, ...] = get_args(BudgetBy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from models.bundle import Bundle
 from service import costs
 from service.budget import Budget
-from service.costs import CostTable
+from service.costs import Cost
 from service.engines import create_engine
 from service.engines.base import Engine
 from service.errors import BadBundle, UnknownModel
@@ -36,7 +36,7 @@ class _Built:
 
     bundle: Bundle
     engine: Engine
-    costs: CostTable | None
+    costs: Sequence[Cost] = ()
 
 
 class Loader:
@@ -88,7 +88,7 @@ class Loader:
                 while self._at_start:
                     name, bundle = self._at_start.popitem()
                     if name in self._given:
-                        built = _Built(bundle, self._given[name], None)
+                        built = _Built(bundle, self._given[name])
                     else:
                         built = await loop.run_in_executor(self._builder, self._build, bundle)
                     self._serve(built)

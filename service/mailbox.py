@@ -7,6 +7,8 @@ from collections import deque
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from service.errors import ServiceError
+
 T = TypeVar("T")
 
 
@@ -18,11 +20,14 @@ class Mailbox(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._letters: deque[tuple[asyncio.Future[T], T | Exception]] = deque()
+        self._letters: deque[tuple[asyncio.Future[T | ServiceError], T | Exception]] = deque()
         self._woken = False
 
-    def put(self, future: asyncio.Future[T], outcome: T | Exception) -> None:
-        """Let a future have this result, or raise this error, unless it is done by then."""
+    def put(self, future: asyncio.Future[T | ServiceError], outcome: T | Exception) -> None:
+        """Let a future have this result, or raise this error, unless it is done by then.
+
+        A refusal is a result: raised, an error holds all frames that it came through, and they it.
+        """
         self._letters.append((future, outcome))
         # Without a lock: at worst two threads wake the loop, and the second time it finds nothing.
         if not self._woken:
@@ -37,7 +42,7 @@ class Mailbox(Generic[T]):
             future, outcome = self._letters.popleft()
             if future.done():
                 continue
-            if isinstance(outcome, Exception):
+            if isinstance(outcome, Exception) and not isinstance(outcome, ServiceError):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)

@@ -25,8 +25,8 @@ from prometheus_client import (
 
 from models.card import Card
 from models.compute import FLOPS_PER_MAC
-from service import errors
 from service.batcher import Answer
+from service.errors import all_errors
 from service.limits import BUDGET_BY
 
 STAGES = ("decode_queue", "decode", "queue", "inference")
@@ -37,13 +37,7 @@ _FRACTIONS = (*(n / 20 for n in range(1, 21)), 1.25, 1.5, 2.0)
 _SIZES = tuple(2**n for n in range(8))
 # What ends a route that classifies. A counter that begins with its first error shows no increase.
 _CLASSIFY = ("/classify", "/infer")
-_ERRORS = sorted(
-    {
-        kind.status
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.ServiceError)
-    }
-)
+_ERRORS = sorted({error.status for error in all_errors()})
 
 # What begins a family in the text format, and the lines of its samples with labels and without.
 _HEAD = re.compile(rb"^(# HELP .*\n# TYPE .*\n)", re.MULTILINE)
@@ -119,7 +113,11 @@ class ModelMetrics:
         for layer in range(kept, len(self._groups)):
             self._metrics.layer_groups.remove(self._name, layer)
         if successor is None:
-            self._metrics.remove_model(self._name)
+            metrics = self._metrics
+            # A gauge and its function hold each other, and the function the engine.
+            for gauge in (metrics.budget, metrics.budget_at_rest, metrics.budget_error):
+                gauge.labels(self._name).set_function(float)
+            metrics.remove_model(self._name)
 
     def observe(self, answer: Answer, decode_s: float = 0.0) -> None:
         """Count one classified image."""
@@ -194,7 +192,7 @@ class Metrics:
             self.queue_seconds,
             self.inference_seconds,
         ) = (self.stage_seconds.labels(stage) for stage in STAGES)
-        for code in errors.error_codes():
+        for code in sorted({error.code for error in all_errors()}):
             self.rejected.labels(code)
 
     def start_routes(self, routes: Iterable[str]) -> None:

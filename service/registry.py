@@ -15,23 +15,23 @@ import numpy as np
 from models.bundle import CARD, Bundle, read_bundle
 from models.card import BundleError, Card
 from models.compute import MacTable, path_macs
+from service.batch_buffer import BatchBuffer
 from service.batcher import Batcher
 from service.budget import Budget
 from service.correction import Correction
-from service.costs import CostTable
+from service.costs import Cost
 from service.engines.base import Engine
 from service.errors import BudgetTooLow, CapTooLow
 from service.estimate import Estimate
 from service.metrics import Metrics, ModelMetrics
 from service.planner import Planner
-from service.rows import Rows
 from service.settings import Settings
 
 # Paths whose cost is remembered: an agent that decides layer by layer takes many, others a few.
 _KNOWN_PATHS = 4096
 
 
-class Uses:
+class RefCount:
     """Requests that hold a model; for the event loop, not for threads."""
 
     def __init__(self) -> None:
@@ -68,16 +68,18 @@ class ServedModel:
     planner: Planner
     batcher: Batcher
     metrics: ModelMetrics
-    costs: CostTable | None = None
-    uses: Uses = field(default_factory=Uses)
+    costs: Sequence[Cost] = ()
+    uses: RefCount = field(default_factory=RefCount)
 
     @cached_property
     def backbone_macs(self) -> Callable[[tuple[int, ...]], int]:
         """Tells the MACs of the backbone along a path, given by the widths of its layers."""
+        # Not the model, which keeps this and would never be released.
+        table = self.table
 
         @lru_cache(_KNOWN_PATHS)
         def macs(widths: tuple[int, ...]) -> int:
-            return int(path_macs(np.array([widths]), self.table, agent=False)[0])
+            return int(path_macs(np.array([widths]), table, agent=False)[0])
 
         return macs
 
@@ -124,7 +126,7 @@ def serve_bundle(
     settings: Settings,
     metrics: Metrics,
     budget: Budget,
-    costs: CostTable | None = None,
+    costs: Sequence[Cost] = (),
 ) -> ServedModel:
     """Put a bundle's engine behind a queue; starts the queue's thread."""
     card = bundle.card
@@ -142,7 +144,7 @@ def serve_bundle(
         max_wait_s=settings.max_wait_ms / 1e3,
         max_queue=settings.max_queue,
         temperature=card.temperature,
-        stack=Rows(card.preprocessing),
+        stack=BatchBuffer(card.preprocessing),
         on_batch=metrics.observe_batch,
     )
     return ServedModel(

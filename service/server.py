@@ -16,7 +16,7 @@ import uvicorn
 
 from models.card import BundleError
 from service import logs
-from service.acceptor import BACKLOG, Acceptor, PortError, bind
+from service.acceptor import Acceptor, PortError, bind
 from service.app import create_app
 from service.connections import Connection, ServerConfig
 from service.failure import fail
@@ -26,6 +26,8 @@ from service.state import Service
 
 # For the first request of a connection that was made just before a stop.
 _LINGER_S = 0.1
+# Connections that may wait to be taken; the system may allow fewer.
+_BACKLOG = 2048
 # New objects between two collections of Python's garbage, and collections between those of the
 # older generations.
 _COLLECT = (20_000, 20, 20)
@@ -68,7 +70,7 @@ class Server(uvicorn.Server):
         """Listen where uvicorn does, and on the port where it is shared."""
         try:
             for listener in self._listeners:
-                listener.listen(BACKLOG)
+                listener.listen(_BACKLOG)
         except OSError as error:  # of two that bind at once, one listens first
             self._service.failure = PortError(self.config.host, self.config.port, error)
             self.should_exit = True
@@ -89,7 +91,8 @@ class Server(uvicorn.Server):
             os._exit(1)  # killed, and whoever starts it anew wants the port
         for acceptor in self._acceptors:
             acceptor.tell()
-        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+        due = self._stop_at is not None and time.monotonic() >= self._stop_at
+        if due or self._service.failure:
             self.should_exit = True
         return await super().on_tick(counter)
 
@@ -133,7 +136,6 @@ def serve(
     service: Service = app.state.service
     listeners = listeners or own
     server = Server(ServerConfig(app, settings), service, settings.lame_duck_s, listeners)
-    service.on_failure = lambda: setattr(server, "should_exit", True)
     # What there is by now stays for good: never look through it again, and less often through what
     # requests leave, of which little is in cycles.
     gc.collect()

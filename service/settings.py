@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -26,6 +26,16 @@ class SettingsError(ValueError):
     """A setting that is unknown or outside its range; the message names the variable."""
 
 
+def _listed(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
+# Of a variable, what stands between commas.
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+
+
 class Settings(BaseSettings):
     """What an operator can set; the variable is the field's name in capitals after RNP_."""
 
@@ -37,7 +47,7 @@ class Settings(BaseSettings):
 
     bundles: Path = Field(default=SHIPPED, description="directory of bundle directories")
     model: str | None = Field(default=None, description="default bundle; else the first by name")
-    load: Annotated[tuple[str, ...], NoDecode] = Field(
+    load: Listed = Field(
         default_factory=lambda values: _at_start(values.get("bundles"), values.get("model")),
         description="directories to load at start, separated by commas, empty for all; else all, "
         "of those that come along the small ones and `model`",
@@ -106,9 +116,9 @@ class Settings(BaseSettings):
         default=None, gt=0, allow_inf_nan=False, description="images per key, else per address"
     )
     rate_burst: int = Field(default=32, ge=1, description="images that may come at once")
-    cors_origins: str = Field(default="", description="web origins, by commas; * for all")
-    trusted_proxies: str = Field(
-        default="", description="addresses, by commas, whose X-Forwarded-For is believed"
+    cors_origins: Listed = Field(default=(), description="web origins, by commas; * for all")
+    trusted_proxies: Listed = Field(
+        default=(), description="addresses, by commas, whose X-Forwarded-For is believed"
     )
 
     header_timeout_s: float = Field(default=10, gt=0, description="until headers are complete")
@@ -123,13 +133,6 @@ class Settings(BaseSettings):
         default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         description="URL of a collector, to which traces go",
     )
-
-    @field_validator("load", mode="before")
-    @classmethod
-    def _names(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        return tuple(name for part in value.split(",") if (name := part.strip()))
 
     @model_validator(mode="after")
     def _parts_fit_queue(self) -> Settings:
@@ -158,11 +161,6 @@ class Settings(BaseSettings):
                 f"{PREFIX}MAX_BODY_BYTES {self.max_body_bytes}: such a body could never be held"
             )
         return self
-
-
-def listed(value: str) -> list[str]:
-    """What a setting lists between commas."""
-    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def load_settings() -> Settings:

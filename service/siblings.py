@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, MutableSequence
+from collections.abc import AsyncIterator, Iterable, MutableSequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -71,17 +71,18 @@ class Siblings:
         headers: Headers = (),
         body: bytes = b"",
         timeout_s: float = _TIMEOUT_S,
-    ) -> Iterator[Reply]:
-        """Send a request to each of the others at once; blocks.
+    ) -> list[Reply]:
+        """Send a request to each of the others at once, and wait for all of them; blocks.
 
         A process must not do so in more threads than it can spare, or all wait for each other.
         """
         headers = [(name, value) for name, value in headers if name.lower() not in _HOP]
         others = [index for index in range(self.count) if index != self.index]
         with ThreadPoolExecutor(len(others), "siblings") as pool:
-            yield from pool.map(
+            replies = pool.map(
                 lambda index: self._ask(index, method, target, headers, body, timeout_s), others
             )
+            return list(replies)
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -121,8 +122,12 @@ class Siblings:
 
 
 def from_sibling(scope: Scope) -> bool:
-    """Whether a request came over the socket of `listen`: what it asks is asked of all already."""
-    server = scope.get("server")
+    """Whether a request came from another process: what it asks is asked of all already."""
+    return is_own_socket(scope.get("server"))
+
+
+def is_own_socket(server: tuple[str, int | None] | None) -> bool:
+    """Whether what a connection came to is the socket of `listen`, which has no port."""
     return server is not None and server[1] is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -71,7 +71,6 @@ class Service:
         self.metrics.decode_queue.set_function(lambda: self.decoders.depth)
         self.phase: Literal["starting", "ready", "leaving", "draining"] = "starting"
         self.failure: Exception | None = None
-        self.on_failure: Callable[[], None] = lambda: None
         self.asking: dict[str, asyncio.Task[Any]] = {}
         self._starting: asyncio.Task[None] | None = None
 
@@ -181,7 +180,6 @@ class Service:
         except Exception as error:
             logger.exception("the bundles cannot be loaded")
             self.failure = error
-            self.on_failure()
             return
         if self.phase == "starting":
             self.phase = "ready"

@@ -1,4 +1,4 @@
-"""Inference requests of the Open Inference Protocol v2, read and answered; knows no HTTP.
+"""Inference requests of the Open Inference Protocol v2, read and checked; knows no HTTP.
 
 A request's JSON may be followed by the input as bytes, and an answer's by its outputs; how long the
 JSON is then stands beside the body, in a header.

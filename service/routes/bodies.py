@@ -20,7 +20,7 @@ async def read_body(request: Request, max_bytes: int, held: Holding | None = Non
         BodyTooLarge: it has more than `max_bytes`.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_bytes:
+    if announced.isdecimal() and int(announced) > max_bytes:
         raise _too_large(f"has {announced}", max_bytes)
     body = bytearray()
     async for chunk in request.stream():

@@ -78,6 +78,6 @@ def _model(service: Service, model: ServedModel) -> Model:
         budget_error=round(model.planner.correction.error, 4),
         costs=[
             CostPoint(budget=cost.budget, batch=cost.batch, ms=round(cost.ms, 3))
-            for cost in (model.costs.costs if model.costs else [])
+            for cost in model.costs
         ],
     )

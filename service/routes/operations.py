@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import PlainTextResponse, Response
 
 from service.errors import Draining, ServiceError, Starting
@@ -53,7 +52,7 @@ async def get_metrics(request: Request, service: ServiceDep) -> Response:
     if siblings := _others(request, service):
         text = await _shared(service, _METRICS, partial(_of_all, service.metrics, siblings))
     else:
-        text = await run_in_threadpool(service.metrics.text)
+        text = await asyncio.to_thread(service.metrics.text)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -72,7 +71,7 @@ async def _shared(service: Service, path: str, find: Callable[[], T]) -> T:
 
 
 def _asked(siblings: Siblings, path: str) -> list[Reply]:
-    return list(siblings.tell("GET", path, timeout_s=_WAIT_S))
+    return siblings.tell("GET", path, timeout_s=_WAIT_S)
 
 
 def _of_all(metrics: Metrics, siblings: Siblings) -> bytes:

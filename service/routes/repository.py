@@ -15,7 +15,6 @@ from service.registry import bundle_names
 from service.routes.bodies import read_body
 from service.routes.errors import PROTOCOL
 from service.schemas import ProtocolErrorBody
-from service.settings import listed
 from service.state import Service, ServiceDep
 
 router = APIRouter(
@@ -57,7 +56,7 @@ async def _own_pages_only(request: Request, service: ServiceDep) -> None:
     foreign = site in ("cross-site", "same-site") or (
         origin is not None and origin.partition("://")[2] != host
     )
-    named = listed(service.settings.cors_origins)
+    named = service.settings.cors_origins
     if foreign and "*" not in named and origin not in named:
         raise Forbidden(
             "a page of another site may not load or unload models: name it in RNP_CORS_ORIGINS, "

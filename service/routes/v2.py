@@ -181,7 +181,7 @@ def _json_bytes(request: Request) -> int | None:
 
 
 def _query(model: ServedModel, wanted: InferRequest) -> ClassifyQuery:
-    """Budget and cap, in the ranges and with the refusals of /classify."""
+    """Budget, cap and deadline, in the ranges and with the refusals of /classify."""
     try:
         return ClassifyQuery.model_validate({"model": model.card.name, **wanted.limits})
     except ValidationError as error:

@@ -15,7 +15,7 @@ from service.security.guard import Guard
 from service.security.keys import Keyring
 from service.security.rates import Buckets
 from service.security.scheme import describe_keys
-from service.settings import Settings, SettingsError, listed
+from service.settings import Settings, SettingsError
 
 _SENT = ["Authorization", "X-API-Key", "X-Request-ID", "Inference-Header-Content-Length"]
 _SEEN = ["Inference-Header-Content-Length", "Retry-After", "X-Request-ID"]
@@ -38,17 +38,17 @@ def add_security(
     if keyring or buckets:
         app.add_middleware(Guard, keyring=keyring, buckets=buckets, metrics=metrics, routes=routes)
     if settings.cors_origins:
+        _check_origins(settings.cors_origins)
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=_origins(settings.cors_origins),
+            allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=_SENT,
             expose_headers=_SEEN,
         )
 
 
-def _origins(value: str) -> list[str]:
-    origins = listed(value)
+def _check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
         # Any other would never be what a browser sends, and so let nobody in without a word.
         if not re.fullmatch(r"\*|https?://[^/]+", origin):
@@ -56,4 +56,3 @@ def _origins(value: str) -> list[str]:
                 f"RNP_CORS_ORIGINS holds {origin!r}: an origin is like https://app.example:8443, "
                 "without a path, or * for all"
             )
-    return origins

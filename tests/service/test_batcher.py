@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -12,6 +14,7 @@ from service.batcher import Answer, Batcher
 from service.errors import DeadlineUnreachable, Draining, QueueFull
 from service.limits import Asked, Limits, Planned
 from tests.service.echo import EchoEngine, EchoPlan, Waiting, asked, hold, image, submit
+from tests.service.support import wait_until
 
 
 @pytest.fixture
@@ -209,6 +212,30 @@ def test_reserve_with_a_deadline_asks_the_plan(
     with pytest.raises(DeadlineUnreachable):
         batcher.reserve(1, Asked(0, 1, due=-1))
     assert batcher.depth == 2
+
+
+def test_reserve_batch_that_ended_early_is_waited_for_no_more(
+    batcher: Batcher, plan: EchoPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "plan", lambda *_: Planned([Limits(1, 0, None)], 1e6))
+    submit(batcher, 1)[0].result(10)
+
+    def busy_s() -> float:
+        with batcher.reserve(1, Asked(0, 1, due=1e9)):
+            *_, (_, _, seconds) = plan.checked
+            return seconds
+
+    wait_until(lambda: busy_s() == 0)
+
+
+def test_work_that_waits_keeps_nothing_of_its_last_batch(batcher: Batcher) -> None:
+    picture, answer = image(1), Future()
+    kept = weakref.ref(picture)
+    with batcher.reserve(1, asked(1)) as places:
+        places.submit(picture, answer.set_result)
+        answer.result(10)
+    del picture
+    wait_until(lambda: kept() is None)
 
 
 def test_reserve_refused_told_when_to_come_back(engine: EchoEngine) -> None:

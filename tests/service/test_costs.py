@@ -9,9 +9,10 @@ import pytest
 from models.card import Card
 from service import costs
 from service.app import create_app
-from service.costs import Cost, CostTable, rows_at
+from service.costs import Cost, rows_at, smoothed
 from service.engines import create_engine
 from service.engines.base import Result
+from service.estimate import Estimate
 from service.registry import read_bundles
 from service.settings import Settings
 from tests.service.support import BY_LAYER, make_card, serve
@@ -39,39 +40,33 @@ class SteadyEngine:
         return 1e3 * (self.CALL_S + self.MAC_S * batch * budget * self.full)
 
 
-def test_measured_table_foretells_a_steady_engine(card: Card) -> None:
+def test_measured_costs_foretell_a_steady_engine(card: Card) -> None:
     engine = SteadyEngine(card)
-    table = costs.measure(engine, card, clock=engine.clock)
+    estimate = Estimate(costs.measure(engine, card, clock=engine.clock))
     for budget, batch in itertools.product((0.25, 0.5, 0.9, 1), (1, 3, 16, 40)):
-        assert table.ms(budget, batch) == pytest.approx(engine.ms(budget, batch), rel=0.15)
+        seconds = estimate.batch() + estimate.rows(np.full(batch, budget)).sum()
+        assert 1e3 * seconds == pytest.approx(engine.ms(budget, batch), rel=0.15)
 
 
 def test_measure_covers_every_budget_that_is_reachable_and_every_batch(card: Card) -> None:
     engine = SteadyEngine(card)
-    found = {(c.budget, c.batch) for c in costs.measure(engine, card, clock=engine.clock).costs}
+    found = [(c.budget, c.batch) for c in costs.measure(engine, card, clock=engine.clock)]
     budgets = [card.min_fraction, *(b for b in costs.BUDGETS if b > card.min_fraction)]
-    assert found == set(itertools.product(budgets, costs.BATCHES))
+    assert found == list(itertools.product(budgets, costs.BATCHES))
 
 
 def test_measure_on_a_slow_machine_stops_and_estimates_the_rest(card: Card) -> None:
     engine = SteadyEngine(card)
     engine.CALL_S, engine.MAC_S = 0, 1 / card.table().full  # a second for the full network
-    table = costs.measure(engine, card, limit_s=0.1, clock=engine.clock)
+    *_, last = costs.measure(engine, card, limit_s=0.1, clock=engine.clock)
     assert engine.images == costs.LEAST_ROWS + 1
-    assert table.ms(1, 16) == pytest.approx(16e3, rel=0.01)
+    assert (last.budget, last.batch) == (1, 16)
+    assert last.ms == pytest.approx(16e3, rel=0.01)
 
 
-def test_cost_table_never_falls_with_budget_or_batch() -> None:
+def test_smoothed_costs_never_fall_with_budget_or_batch() -> None:
     noisy = [Cost(0.2, 1, 5), Cost(0.2, 4, 4), Cost(1, 1, 3), Cost(1, 4, 9)]
-    table = CostTable(noisy)
-    times = np.array([[table.ms(b, n) for n in (1, 2, 4, 9)] for b in (0.1, 0.5, 1)])
-    assert (np.diff(times, axis=0) >= 0).all()
-    assert (np.diff(times, axis=1) >= 0).all()
-
-
-def test_cost_table_beyond_the_largest_batch_goes_on_by_its_slope() -> None:
-    table = CostTable([Cost(1, 1, 3), Cost(1, 4, 9)])
-    assert table.ms(1, 6) == pytest.approx(13)
+    assert smoothed(noisy) == (Cost(0.2, 1, 3), Cost(0.2, 4, 4), Cost(1, 1, 3), Cost(1, 4, 9))
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.5, 0.8, 1.0])

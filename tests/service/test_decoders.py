@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from service.decoders import Decoders
+from tests.service.support import wait_until
 
 
 @pytest.fixture
@@ -39,6 +41,22 @@ def test_submit_gives_back_what_was_returned_or_raised(decoders: Decoders) -> No
     assert decoders.submit(int, "101", base=2).result(10) == 5
     with pytest.raises(ValueError, match="invalid literal"):
         decoders.submit(int, "x").result(10)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_submit_that_raised_frees_what_it_was_given_with_its_future(decoders: Decoders) -> None:
+    class Body:
+        """Bytes can have no weak reference."""
+
+    def refuse(body: Body) -> None:
+        raise ValueError("broken")
+
+    body = Body()
+    kept, future = weakref.ref(body), decoders.submit(refuse, body)
+    del body
+    assert str(future.exception(10)) == "broken"
+    del future
+    wait_until(lambda: kept() is None)
 
 
 def test_submit_cancelled_before_its_turn_is_not_done() -> None:

@@ -149,7 +149,7 @@ def test_one_that_asks_for_no_more_is_refused_and_closed(full: httpx.Client) -> 
 def test_pages_of_other_sites_get_their_headers(settings: Settings, engine: FakeEngine) -> None:
     site = "https://pictures.example"
     with (
-        serve(create_app(settings.model_copy(update={"cors_origins": site}), engine)) as client,
+        serve(create_app(settings.model_copy(update={"cors_origins": (site,)}), engine)) as client,
         filled(client, engine, settings),
     ):
         refused = client.post("/classify", content=png(), headers={"Origin": site})

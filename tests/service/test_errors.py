@@ -8,9 +8,9 @@ from models import preprocess
 from service import errors
 
 
-def test_error_codes_are_snake_case_and_complete() -> None:
-    codes = errors.error_codes()
-    assert {"not_an_image", "unknown_model", "cap_too_low", "internal_error"} <= set(codes)
+def test_codes_of_all_errors_are_snake_case_and_complete() -> None:
+    codes = {error.code for error in errors.all_errors()}
+    assert {"not_an_image", "unknown_model", "cap_too_low", "internal_error"} <= codes
     assert all(re.fullmatch("[a-z]+(_[a-z]+)*", code) for code in codes)
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.costs import Cost, CostTable
+from service.costs import Cost
 from service.estimate import Estimate
-from service.typical import Typical
 
 
 def seconds(estimate: Estimate, *shares: float) -> float:
@@ -17,14 +16,12 @@ def true_s(shares: np.ndarray, compute: float = 0.01, row: float = 0.0005) -> fl
     return 0.001 + float((row + compute * shares).sum())
 
 
-def table(*, compute: float = 0.01) -> CostTable:
-    return CostTable(
-        [
-            Cost(budget, batch, 1e3 * true_s(np.full(batch, budget), compute))
-            for budget in (0.1, 0.5, 1.0)
-            for batch in (1, 4, 16)
-        ]
-    )
+def table(*, compute: float = 0.01) -> list[Cost]:
+    return [
+        Cost(budget, batch, 1e3 * true_s(np.full(batch, budget), compute))
+        for budget in (0.1, 0.5, 1.0)
+        for batch in (1, 4, 16)
+    ]
 
 
 @pytest.mark.parametrize("shares", [(0.1,), (1.0,), (0.1, 1.0, 0.3), (0.2,) * 16, (2.5, 0.1)])
@@ -78,16 +75,8 @@ def test_learn_allows_for_what_varies() -> None:
 
 
 def test_without_a_table_the_first_batch_tells() -> None:
-    estimate = Estimate(None)
+    estimate = Estimate()
     assert seconds(estimate, 1) == 0
     estimate.learn(np.array([0.5, 0.5]), 0.02)
     assert seconds(estimate, 0.5, 0.5) == pytest.approx(0.02)
     assert seconds(estimate, 1) > 0
-
-
-def test_typical_first_value_replaces_what_is_unknown() -> None:
-    unknown, known = Typical(), Typical(1.0)
-    for typical in (unknown, known):
-        typical.add(5)
-    assert unknown.mean == 5
-    assert 1 < known.mean < 2

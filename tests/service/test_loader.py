@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import shutil
 import socket
@@ -186,11 +185,14 @@ def test_load_what_runs_and_waits_is_answered_by_the_old_engine(
 
 
 @pytest.mark.parametrize("leave", ["replaced", "unloaded"])
-def test_release_frees_engine_and_thread(client: httpx.Client, app: FastAPI, leave: str) -> None:
+@pytest.mark.usefixtures("no_collection")
+def test_release_frees_all_of_a_model_at_once(
+    client: httpx.Client, app: FastAPI, leave: str
+) -> None:
     model = app.state.service.model("zebra")
-    kept = weakref.ref(model.engine)
+    kept = [weakref.ref(part) for part in (model, model.engine, model.planner, model.batcher)]
     thread = model.batcher._thread
-    client.post("/classify?model=zebra", content=png())
+    checked(client.post("/classify?model=zebra", content=png()))
     if leave == "replaced":
         assert put(client, "zebra").status_code == 200
     else:
@@ -198,12 +200,7 @@ def test_release_frees_engine_and_thread(client: httpx.Client, app: FastAPI, lea
     thread.join(10)
     assert not thread.is_alive()
     del model
-
-    def freed() -> bool:
-        gc.collect()
-        return kept() is None
-
-    wait_until(freed)
+    wait_until(lambda: not any(part() for part in kept))
 
 
 def test_release_request_that_never_ends_is_refused_in_time(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
+from service.errors import NotAnImage
 from service.mailbox import Mailbox
 
 
@@ -34,6 +35,13 @@ async def test_put_settles_futures_with_results_and_errors() -> None:
     assert await good == 1
     with pytest.raises(ValueError, match="broken"):
         await bad
+
+
+@on_a_loop
+async def test_put_a_refusal_is_a_result() -> None:
+    future, refusal = asyncio.get_running_loop().create_future(), NotAnImage("broken")
+    put_all(Mailbox(), [(future, refusal)])
+    assert await future is refusal
 
 
 @on_a_loop

@@ -10,15 +10,14 @@ import pytest
 from models.card import CalibrationPoint, Card
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
-from service.costs import Cost, CostTable
+from service.costs import Cost
 from service.errors import DeadlineUnreachable
 from service.estimate import Estimate
 from service.limits import Asked, Limits, Planned
 from service.planner import Planner
 
 # A batch takes nothing, and a row 10 ms for all of the network.
-TABLE = CostTable([Cost(b, n, 10 * b * n) for b in (0.1, 0.5, 1.0) for n in (1, 4, 16)])
-
+TABLE = [Cost(b, n, 10 * b * n) for b in (0.1, 0.5, 1.0) for n in (1, 4, 16)]
 
 HALF = Fixed(0.5)
 

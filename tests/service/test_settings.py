@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import SHIPPED, Settings, SettingsError, listed, load_settings
+from service.settings import SHIPPED, Settings, SettingsError, load_settings
 
 
 def test_load_settings_empty_environment_takes_defaults() -> None:
@@ -34,12 +34,16 @@ def test_load_settings_decoding_is_by_the_number_of_processes(
     assert (settings.decode_threads, settings.decode_in_batch) == (threads, in_batch)
 
 
-@pytest.mark.parametrize(("value", "names"), [("", ()), ("a", ("a",)), (" a, b-2,", ("a", "b-2"))])
-def test_load_settings_names_are_separated_by_commas(
-    monkeypatch: pytest.MonkeyPatch, value: str, names: tuple[str, ...]
+@pytest.mark.parametrize("name", ["load", "cors_origins", "trusted_proxies"])
+@pytest.mark.parametrize(
+    ("value", "listed"),
+    [("", ()), (",", ()), ("a", ("a",)), (" a, b-2 ,,c,", ("a", "b-2", "c"))],
+)
+def test_load_settings_lists_are_separated_by_commas(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, listed: tuple[str, ...]
 ) -> None:
-    monkeypatch.setenv("RNP_LOAD", value)
-    assert load_settings().load == names
+    monkeypatch.setenv(f"RNP_{name.upper()}", value)
+    assert getattr(load_settings(), name) == listed
 
 
 def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loaded(
@@ -79,11 +83,6 @@ def test_load_settings_bad_variable_refused_in_a_sentence(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=sentence):
         load_settings()
-
-
-def test_listed_takes_what_stands_between_commas() -> None:
-    assert listed(" a, b ,,c") == ["a", "b", "c"]
-    assert listed("") == []
 
 
 def test_settings_are_frozen() -> None:

@@ -145,7 +145,7 @@ def test_page_of_another_site_can_neither_load_nor_unload(
 
 def test_page_of_a_site_that_is_named_can_load_and_no_other(shelf: Path) -> None:
     settings = Settings(
-        bundles=shelf, threads=1, cache_dir=shelf / ".cache", cors_origins="https://a.test"
+        bundles=shelf, threads=1, cache_dir=shelf / ".cache", cors_origins=("https://a.test",)
     )
     with serve(create_app(settings)) as client:
         for origin, status in (("https://a.test", 200), ("https://b.test", 403)):

@@ -243,7 +243,7 @@ def test_rate_with_keys_is_per_key(settings: Settings, engine: FakeEngine, tmp_p
 
 
 def test_rate_believes_a_trusted_proxy(settings: Settings, engine: FakeEngine) -> None:
-    update = {"rate_per_s": 0.1, "rate_burst": 1, "trusted_proxies": "127.0.0.1"}
+    update = {"rate_per_s": 0.1, "rate_burst": 1, "trusted_proxies": ("127.0.0.1",)}
     with serve(create_app(settings.model_copy(update=update), engine)) as client:
         codes = [
             client.get("/models", headers={"X-Forwarded-For": address}).status_code

@@ -51,7 +51,7 @@ def test_cors_is_off(reader: httpx.Client) -> None:
 @pytest.fixture
 def shared(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Iterator[httpx.Client]:
     (tmp_path / "keys").write_text(f"a:{'0' * 64}")
-    update = {"cors_origins": f"https://b.example, {ORIGIN}", "api_keys_file": tmp_path / "keys"}
+    update = {"cors_origins": ("https://b.example", ORIGIN), "api_keys_file": tmp_path / "keys"}
     with serve(create_app(settings.model_copy(update=update), engine)) as client:
         yield client
 
@@ -73,7 +73,7 @@ def test_cors_lets_a_listed_origin_ask(shared: httpx.Client) -> None:
 
 
 def test_cors_star_lets_any_origin_ask(settings: Settings, engine: FakeEngine) -> None:
-    with serve(create_app(settings.model_copy(update={"cors_origins": "*"}), engine)) as client:
+    with serve(create_app(settings.model_copy(update={"cors_origins": ("*",)}), engine)) as client:
         headers = client.get("/models", headers={"Origin": ORIGIN}).headers
     assert headers["access-control-allow-origin"] == "*"
 
@@ -85,9 +85,11 @@ def test_cors_other_origin_is_not_let_in(shared: httpx.Client) -> None:
     assert "access-control-allow-origin" not in response.headers
 
 
-@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://a.example, b"])
+@pytest.mark.parametrize(
+    "origins", [("app.example",), ("https://app.example/",), ("https://a.example", "b")]
+)
 def test_cors_origin_that_is_none_refused_at_start(
-    settings: Settings, engine: FakeEngine, origin: str
+    settings: Settings, engine: FakeEngine, origins: tuple[str, ...]
 ) -> None:
     with pytest.raises(SettingsError, match=r"RNP_CORS_ORIGINS holds '.*': an origin is like"):
-        create_app(settings.model_copy(update={"cors_origins": origin}), engine)
+        create_app(settings.model_copy(update={"cors_origins": origins}), engine)

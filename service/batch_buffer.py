@@ -10,7 +10,7 @@ import numpy as np
 from models.preprocess import Floats, Pixels, Preprocessing
 
 
-class Rows:
+class BatchBuffer:
     """Makes one array of what waits, in memory that the next batch takes again."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
