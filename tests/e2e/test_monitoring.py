@@ -195,7 +195,7 @@ def prometheus_url(service_url: str, tmp_path_factory: pytest.TempPathFactory) -
     binary = program("prometheus")
     scratch = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    config["global"]["scrape_interval"] = "500ms"
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [service_url.split("//")[1]]
     (scratch / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(PROMETHEUS / "alerts.yml", scratch)
@@ -341,7 +341,9 @@ def test_alert_is_of_series_that_exist(prometheus_url: str, alert: str) -> None:
 
 
 def test_alerts_are_loaded(prometheus_url: str) -> None:
-    groups = get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
-    assert {rule["name"]: rule["health"] for group in groups for rule in group["rules"]} == (
-        dict.fromkeys(ALERTS, "ok")
-    )
+    def healths() -> dict[str, str]:
+        (group,) = get(f"{prometheus_url}/api/v1/rules").json()["data"]["groups"]
+        return {rule["name"]: rule["health"] for rule in group["rules"]}
+
+    wait_until(lambda: "unknown" not in healths().values(), "the first evaluation")
+    assert healths() == dict.fromkeys(ALERTS, "ok")
