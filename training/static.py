@@ -223,7 +223,7 @@ def _begin(
         run.checkpoints.save(BEGIN, state | {"network": network.state_dict()})
         return network
     for flag, value in asked.items():
-        if value != checkpoint.state["asked"][flag]:
+        if value != checkpoint.state["asked"].get(flag):  # older runs know fewer flags
             raise ConfigError(f"{flag} differs from that of the run in {run.config.work_dir}")
     network = Network(BackboneConfig.from_dict(checkpoint.state["backbone"]))
     network.load_state_dict(checkpoint.state["network"])
