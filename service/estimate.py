@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from models.compute import FloatArray
 from service.costs import Cost
 from service.ewma import Ewma
-
-Floats = npt.NDArray[np.float64]
 
 # What is kept of the past with every batch, and what the table counts beside it, in batches.
 _KEPT, _TABLE = 0.99, 2.0
@@ -53,7 +51,7 @@ class Estimate:
             cells = np.array([[c.budget * c.batch, c.batch, 1.0, c.ms / 1e3] for c in self._costs])
             self._start(cells / cells[:, 3:])
 
-    def rows(self, shares: Floats, deviations: float = 0) -> Floats:
+    def rows(self, shares: FloatArray, deviations: float = 0) -> FloatArray:
         """Seconds that rows add to their batch.
 
         Args:
@@ -61,14 +59,14 @@ class Estimate:
             deviations: how many mean deviations to allow for, beyond the mean.
         """
         compute, row, _ = self._parts
-        seconds: Floats = self.factor.high(deviations) * (row + compute * shares)
+        seconds: FloatArray = self.factor.high(deviations) * (row + compute * shares)
         return seconds
 
     def batch(self, deviations: float = 0) -> float:
         """Seconds that a batch takes beyond its rows."""
         return float(self.factor.high(deviations) * self._parts[2])
 
-    def learn(self, shares: Floats, seconds: float) -> None:
+    def learn(self, shares: FloatArray, seconds: float) -> None:
         """See a batch whose rows took these shares (N,) of the full MACs."""
         batch = np.array([shares.sum(), len(shares), 1.0, seconds])
         if not self._parts.any():
@@ -86,18 +84,18 @@ class Estimate:
         wanted = self._seen[:, 3] + table @ (self._first * self._slower.mean)
         self._parts = _least_squares(self._seen[:, :3] + table, wanted)
 
-    def _start(self, rows: Floats) -> None:
+    def _start(self, rows: FloatArray) -> None:
         """Fit the parts to rows (N, 4) of what a batch consists of and its time, over its time."""
         self._table = _TABLE / len(rows) * rows[:, :3].T @ rows[:, :3]
         wanted = _TABLE / len(rows) * rows[:, :3].T @ rows[:, 3]
         self._first = self._parts = _least_squares(self._table, wanted)
 
 
-def _least_squares(matrix: Floats, wanted: Floats) -> Floats:
+def _least_squares(matrix: FloatArray, wanted: FloatArray) -> FloatArray:
     """What solves the normal equations (3, 3), without parts that would be negative."""
     # Batches that were all alike tell the parts apart only by this.
     regular = matrix + _RIDGE * matrix.trace()
-    found: Floats = np.linalg.solve(regular, wanted)
+    found: FloatArray = np.linalg.solve(regular, wanted)
     some = np.arange(3)
     while found.min(initial=0) < 0:
         some = np.delete(some, found.argmin())

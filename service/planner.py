@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.card import Card
+from models.compute import FloatArray
 from service.budget import Auto, Budget, Fixed
 from service.correction import Correction
 from service.errors import DeadlineUnreachable
@@ -25,7 +26,6 @@ from service.governor import Governor
 from service.limits import Asked, BudgetBy, Limits, Planned
 
 T = TypeVar("T")
-Floats = npt.NDArray[np.float64]
 
 # Shares that are weighed, from the least that a model can spend to the full network.
 _LEVELS = 24
@@ -160,7 +160,7 @@ class Planner:
             # as its answer.
             self.governor.answered(mode, after_s + total_s)
 
-    def _needed_s(self, shares: Floats) -> float:
+    def _needed_s(self, shares: FloatArray) -> float:
         """Seconds until images of these shares (N,) are answered, if nothing is before them."""
         batches = math.ceil(len(shares) / self._max_batch)
         work = float(self.estimate.rows(shares).sum()) + batches * self.estimate.batch()
@@ -234,7 +234,7 @@ class Planner:
         expected = float((self.estimate.rows(taken) * ~hopeless)[:count].sum())
         return Planned(decided, self.estimate.batch() + expected)
 
-    def _soft_dues(self, waiting: Sequence[Asked], mode: Fixed | Auto) -> Floats:
+    def _soft_dues(self, waiting: Sequence[Asked], mode: Fixed | Auto) -> FloatArray:
         if isinstance(mode, Fixed):
             return np.full(len(waiting), math.inf)
         aim_s = self.governor.aim_s(mode) - 2 * self.estimate.after.mean
@@ -247,7 +247,7 @@ class Planner:
         ready = now + batch_s + 2 * self.estimate.after.high(_SOFT)
         return np.array([asked.since for asked in waiting]) < ready - mode.target_s
 
-    def _worth(self, waiting: int, seconds: Floats) -> int:
+    def _worth(self, waiting: int, seconds: FloatArray) -> int:
         """How many of what waits may share a batch, for their own good and that of those behind.
 
         Args:
@@ -258,7 +258,7 @@ class Planner:
             return most
         return min(int(np.searchsorted(seconds, _WORTH_S)) + 1, most)
 
-    def _count(self, ready: Floats, due: Floats, size: int) -> int:
+    def _count(self, ready: FloatArray, due: FloatArray, size: int) -> int:
         """How many rows may share the first batch, so that the first ones need not wait too long.
 
         Args:
@@ -326,7 +326,7 @@ def _of_each(waiting: Sequence[Asked], tell: Callable[[Asked], T]) -> list[T]:
 
 
 def _hopeless(
-    start: float, rows: Floats, hard: Floats
+    start: float, rows: FloatArray, hard: FloatArray
 ) -> tuple[npt.NDArray[np.bool_], list[float]]:
     """Which rows are late even if all take their least, and when each would be ready.
 

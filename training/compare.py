@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from models.bundle import WEIGHTS, Bundle, read_bundle
 from models.card import Card
+from models.compute import FloatArray
 from training.curves import picture
 from training.data import Images
 from training.errors import ConfigError
@@ -33,8 +33,6 @@ from training.evaluation import (
 from training.files import check_out, write_atomic
 from training.measure import along
 from training.rivals import measure
-
-Floats = npt.NDArray[np.float64]
 
 # Standard errors about a mean that hold it with 95 %.
 Z_95 = 1.96
@@ -66,7 +64,7 @@ def compare(
     ours = [read_bundle(path) for path in bundles]
     rivals = [read_bundle(path) for path in others]
     for one in rivals:
-        if _asked(one.card) != _asked(ours[0].card):
+        if _network(one.card) != _network(ours[0].card):
             raise ConfigError(
                 f"bundle {one.path} has another backbone or other classes than {ours[0].path}: "
                 "their compute is no share of the same network"
@@ -132,15 +130,15 @@ def _other(bundle: Bundle, images: Images, source: str, budgets: Sequence[float]
     }
 
 
-def _asked(card: Card) -> tuple[object, ...]:
-    """What a share of the compute is of, and what is to be told apart."""
+def _network(card: Card) -> tuple[object, ...]:
+    """What a share of the compute is of, and which classes are told apart."""
     return card.backbone, card.labels
 
 
 def _kind(card: Card) -> tuple[object, ...]:
     """What bundles of different seeds have in common: all but the agent's paths."""
     agent = {**asdict(card.agent), "paths": ()}
-    return *_asked(card), *agent.values()
+    return *_network(card), *agent.values()
 
 
 def _read_static(path: Path, card: Card, data: str, images: int) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _means(ours: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "full": float(np.mean([bundle["full"] for bundle in ours]))}
 
 
-def _deviation(values: Floats) -> float:
+def _deviation(values: FloatArray) -> float:
     """Standard deviation of what was drawn a few times, 0 of a single one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 

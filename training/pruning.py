@@ -64,7 +64,7 @@ def with_channels(backbone: BackboneConfig, channels: Sequence[int]) -> Backbone
     return replace(backbone, layers=layers, groups=1)
 
 
-def narrowed(
+def dearest_within(
     backbone: BackboneConfig, paths: Iterable[Sequence[int]], fraction: float
 ) -> BackboneConfig:
     """The chain that the dearest of some paths is within a share of the MACs, on its own.

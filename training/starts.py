@@ -109,7 +109,7 @@ def check_start(start: Trained, run: Run) -> None:
         )
 
 
-def narrowed(bundle: Bundle, fraction: float, run: Run) -> BackboneConfig:
+def searched(bundle: Bundle, fraction: float, run: Run) -> BackboneConfig:
     """The backbone with as many channels a layer as the dearest path of a bundle within a fraction.
 
     Raises:
@@ -122,4 +122,4 @@ def narrowed(bundle: Bundle, fraction: float, run: Run) -> BackboneConfig:
     if not card.agent.paths:
         raise ConfigError(f"--widths {folder} has no paths: its agent decides layer by layer")
     check_split(bundle, run.config, run.train, run.held_out)
-    return pruning.narrowed(card.backbone, card.agent.paths, fraction)
+    return pruning.dearest_within(card.backbone, card.agent.paths, fraction)

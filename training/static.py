@@ -52,8 +52,8 @@ from training.starts import (
     Trained,
     agent_of,
     check_start,
-    narrowed,
     read_start,
+    searched,
 )
 from training.supernet import keep, learning_rate, restore, set_learning_rate, sgd, update
 
@@ -142,7 +142,7 @@ def static(config: Config, wanted: Wanted, *, resume: bool) -> None:
         run.placed(start.network)
         if start.bundle is not None:
             settle(start.network, sample(run), [pruning.whole(start.network)])
-    small = narrowed(widths, wanted.fraction, run) if widths and wanted.fraction else None
+    small = searched(widths, wanted.fraction, run) if widths and wanted.fraction else None
     network = _begin(run, wanted, start, small)
     train(run, network, start.network if start else None)
     report = _report(run, wanted, network, start)

@@ -15,10 +15,10 @@ from training.pruning import (
     CRITERIA,
     by_l1,
     by_library,
+    dearest_within,
     from_sequential,
     full_macs,
     is_chain,
-    narrowed,
     scaled,
     to_sequential,
     whole,
@@ -86,19 +86,19 @@ def test_scaled_beyond_one_channel_a_layer_raises(mcifarnet):
         scaled(mcifarnet, 0.0001)
 
 
-def test_narrowed_is_the_dearest_path_within_the_fraction():
+def test_dearest_within_the_fraction_is_a_chain_as_wide_as_the_path():
     backbone = chain(3, 8, 2, 12)
     assert backbone.groups == 2
     paths = [(1, 1, 1), (1, 2, 1), (2, 2, 2)]
-    macs = [full_macs(narrowed(backbone, [path], 1)) for path in paths]
+    macs = [full_macs(dearest_within(backbone, [path], 1)) for path in paths]
     assert macs == sorted(macs)
     assert macs[-1] == full_macs(backbone)
     for fraction, channels in ((macs[1] / macs[2], [4, 8, 4]), (0.99, [4, 8, 4]), (1, [8, 8, 8])):
-        small = narrowed(backbone, paths, fraction)
+        small = dearest_within(backbone, paths, fraction)
         assert [layer.out_channels for layer in small.layers] == channels
     least = f"{macs[0] / macs[2]:.3f}"
     with pytest.raises(ConfigError, match=f"the cheapest path of --widths, which has {least}"):
-        narrowed(backbone, paths, 0.01)
+        dearest_within(backbone, paths, 0.01)
 
 
 def test_by_l1_removes_the_smallest_filters(two_linears):
