@@ -84,8 +84,8 @@ class Classification:
     budget_by: Annotated[
         BudgetBy,
         Field(
-            description="who set it: the request, the service's budget in force, the load that "
-            "brought it down, or the deadline"
+            description="who set it: the request, the service's fixed budget in force, the auto "
+            "mode (`load`, also at rest), or the deadline"
         ),
     ]
     cap: Annotated[float | None, Field(description="with a deadline no more than what time allows")]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -74,6 +76,9 @@ class Settings(BaseSettings):
     floor: float = Field(
         default=0.1, gt=0, le=1, description="the lowest budget that the load can bring about"
     )
+    ceiling: float | None = Field(
+        default=None, gt=0, le=1, description="the highest with a target, whatever is asked for"
+    )
     hold_budgets: bool = Field(
         default=True, description="correct the calibration by what live images cost"
     )
@@ -118,7 +123,9 @@ class Settings(BaseSettings):
     rate_burst: int = Field(default=32, ge=1, description="images that may come at once")
     cors_origins: Listed = Field(default=(), description="web origins, by commas; * for all")
     trusted_proxies: Listed = Field(
-        default=(), description="addresses, by commas, whose X-Forwarded-For is believed"
+        default=(),
+        description="addresses and networks, by commas, whose X-Forwarded-For is "
+        "believed; * for all",
     )
 
     header_timeout_s: float = Field(default=10, gt=0, description="until headers are complete")
@@ -133,6 +140,27 @@ class Settings(BaseSettings):
         default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         description="URL of a collector, to which traces go",
     )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies if proxies != ("*",) else ():
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                # Any other would be compared with addresses, and never be one.
+                raise PydanticCustomError(
+                    "proxy",
+                    "{error}: take addresses, networks such as 10.0.0.0/8, or * alone for all",
+                    {"error": str(error)},
+                ) from error
+        return proxies
+
+    @model_validator(mode="after")
+    def _floor_below_ceiling(self) -> Settings:
+        if self.ceiling is not None and self.floor > self.ceiling:
+            raise ValueError(f"{PREFIX}FLOOR {self.floor} is above {PREFIX}CEILING {self.ceiling}")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_queue(self) -> Settings:

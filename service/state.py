@@ -196,7 +196,7 @@ def start_mode(settings: Settings) -> Fixed | Auto:
     """The budget's mode that the settings ask for."""
     if settings.target_p95_ms is None:
         return Fixed(settings.budget)
-    return Auto(settings.target_p95_ms / 1e3, settings.floor)
+    return Auto(settings.target_p95_ms / 1e3, settings.floor, settings.ceiling)
 
 
 def _default(name: str | None, known: list[str]) -> str:

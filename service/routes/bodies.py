@@ -1,11 +1,28 @@
-"""Bodies of requests, read up to a bound."""
+"""What a request holds beside its path: a body, read up to a bound, and no query."""
 
 from __future__ import annotations
 
 from starlette.requests import Request
 
-from service.errors import BodyTooLarge
+from service.errors import BadParameter, BodyTooLarge
 from service.inflight import Holding
+
+
+async def no_query(request: Request) -> None:
+    """Refuse the query of what takes none, where it would be ignored, and missed.
+
+    Who only reads may send one, as caches and proxies have their uses for it.
+
+    Raises:
+        BadParameter: there is one.
+    """
+    query = request.scope["query_string"]
+    if query and request.method not in ("GET", "HEAD"):
+        shown = query.decode("latin-1")[:80]
+        raise BadParameter(
+            f"{request.scope['path']} takes no query, and this one has {shown!r}: what it takes "
+            "is in the body"
+        )
 
 
 async def read_body(request: Request, max_bytes: int, held: Holding | None = None) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from service.budget import Auto, Fixed
 from service.registry import check_budget
+from service.routes.bodies import no_query
 from service.routes.errors import error_docs
 from service.schemas import AnyBudget, FixedBudget, FollowingBudget
 from service.state import Service, ServiceDep
 
-router = APIRouter(tags=["budget"])
+router = APIRouter(tags=["budget"], dependencies=[Depends(no_query)])
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +33,7 @@ async def get_budget(service: ServiceDep) -> FixedBudget | FollowingBudget:
     "/budget",
     summary="Put a budget in force",
     response_model=FixedBudget | FollowingBudget,
-    responses=error_docs(422, 503),
+    responses=error_docs(408, 413, 422, 500, 503),
 )
 async def put_budget(wanted: AnyBudget, service: ServiceDep) -> FixedBudget | FollowingBudget:
     """Set the budget of requests that name none, from the next one on.

@@ -72,7 +72,7 @@ _DOCS: dict[str, Any] = {
     "/classify",
     summary="Classify images within a budget",
     response_model=Classification | Classifications,
-    responses=error_docs(400, 413, 415, 422, 429, 503, 504),
+    responses=error_docs(400, 408, 413, 415, 422, 429, 503, 504),
     openapi_extra=_DOCS,
 )
 async def post_classify(request: Request) -> Response:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from service.errors import UnknownModel, UnknownPath
 from service.registry import ServedModel
+from service.routes.bodies import no_query
 from service.routes.errors import error_docs
 from service.schemas import BundlePath, CostPoint, CurvePoint, ErrorBody, Model, Models
 from service.state import Service, ServiceDep
 
 # The framework would otherwise document an error of its own form for a path's parameter.
-router = APIRouter(tags=["models"], responses={"4XX": {"model": ErrorBody}})
+router = APIRouter(
+    tags=["models"], responses={"4XX": {"model": ErrorBody}}, dependencies=[Depends(no_query)]
+)
 
 _ONE = "/models/{name}"
 
@@ -34,7 +37,10 @@ async def get_model(name: str, service: ServiceDep) -> Model:
 
 
 @router.put(
-    _ONE, summary="Load or replace a model", response_model=Model, responses=error_docs(422, 503)
+    _ONE,
+    summary="Load or replace a model",
+    response_model=Model,
+    responses=error_docs(422, 500, 503),
 )
 async def put_model(name: str, service: ServiceDep, bundle: BundlePath | None = None) -> Model:
     """Serve what lies in the bundles' directory, verified anew, in place of what has the name.
@@ -46,7 +52,9 @@ async def put_model(name: str, service: ServiceDep, bundle: BundlePath | None = 
     return _model(service, await service.load(name, bundle.path if bundle else None))
 
 
-@router.delete(_ONE, summary="Unload a model", status_code=204, responses=error_docs(404, 409, 503))
+@router.delete(
+    _ONE, summary="Unload a model", status_code=204, responses=error_docs(404, 409, 500, 503)
+)
 async def delete_model(name: str, service: ServiceDep) -> None:
     """Serve a model no more; requests that came before are answered. The default one stays."""
     try:

@@ -37,11 +37,7 @@ async def get_healthz() -> Health:
 @router.get(_READY, summary="Ready for work?", response_model=Health, responses=error_docs(503))
 async def get_readyz(request: Request, service: ServiceDep) -> Health:
     """Whether images can be classified, now and in the next seconds, by all of its processes."""
-    service.check_staying()
-    if siblings := _others(request, service):
-        for reply in await _shared(service, _READY, partial(_asked, siblings, _READY)):
-            if reply.status != 200:
-                raise _not_ready(reply)
+    await check_all_staying(request, service)
     return Health(status=service.phase)
 
 
@@ -54,6 +50,19 @@ async def get_metrics(request: Request, service: ServiceDep) -> Response:
     else:
         text = await asyncio.to_thread(service.metrics.text)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def check_all_staying(request: Request, service: Service) -> None:
+    """Refuse unless this process and all others are ready, now and in the next seconds.
+
+    Raises:
+        Starting, Draining: one of them is not.
+    """
+    service.check_staying()
+    if siblings := _others(request, service):
+        for reply in await _shared(service, _READY, partial(_asked, siblings, _READY)):
+            if reply.status != 200:
+                raise _not_ready(reply)
 
 
 def _others(request: Request, service: Service) -> Siblings | None:

@@ -12,8 +12,8 @@ from service.errors import BadRequest, Forbidden, NotOffered
 from service.protocol.infer import read_object
 from service.protocol.specs import VERSION
 from service.registry import bundle_names
-from service.routes.bodies import read_body
-from service.routes.errors import PROTOCOL
+from service.routes.bodies import no_query, read_body
+from service.routes.errors import PROTOCOL, busy_docs
 from service.schemas import ProtocolErrorBody
 from service.state import Service, ServiceDep
 
@@ -21,14 +21,35 @@ router = APIRouter(
     prefix=f"{PROTOCOL}/repository",
     tags=["Open Inference Protocol v2"],
     responses={"4XX": {"model": ProtocolErrorBody}},
+    dependencies=[Depends(no_query)],
 )
 
 _BODY_BYTES = 4096
 # What a client always sends; no model depends on another.
 _UNLOAD_PARAMETERS = ("unload_dependents",)
+# What a change may end in: not all processes may follow.
+_OF_CHANGES: dict[int | str, dict[str, Any]] = {
+    500: {"model": ProtocolErrorBody},
+    503: busy_docs(ProtocolErrorBody),
+}
 
 
-@router.post("/index", summary="All models and their state")
+def _body(**fields: dict[str, Any]) -> dict[str, Any]:
+    """The documentation of a body that may be left out."""
+    schema = {"type": "object", "properties": fields}
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+def _parameters(*known: str) -> dict[str, Any]:
+    properties = {name: {} for name in known}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+@router.post(
+    "/index",
+    summary="All models and their state",
+    openapi_extra=_body(ready={"type": "boolean"}),
+)
 async def post_index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
     """All models, served or on disk; with `{"ready": true}` only those that are ready."""
     only_ready = (await _object(request)).get("ready") is True
@@ -67,7 +88,14 @@ async def _own_pages_only(request: Request, service: ServiceDep) -> None:
 _GUARDED = [Depends(_own_pages_only)]
 
 
-@router.post("/models/{name}/load", summary="Load or replace a model", dependencies=_GUARDED)
+@router.post(
+    "/models/{name}/load",
+    summary="Load or replace a model",
+    dependencies=_GUARDED,
+    response_class=Response,
+    responses=_OF_CHANGES,
+    openapi_extra=_body(parameters=_parameters()),
+)
 async def post_load(name: str, request: Request, service: ServiceDep) -> Response:
     """Serve the bundle of this name that lies in the bundles' directory; see `PUT /models`."""
     await _check_parameters(request, ())
@@ -75,7 +103,14 @@ async def post_load(name: str, request: Request, service: ServiceDep) -> Respons
     return Response()
 
 
-@router.post("/models/{name}/unload", summary="Unload a model", dependencies=_GUARDED)
+@router.post(
+    "/models/{name}/unload",
+    summary="Unload a model",
+    dependencies=_GUARDED,
+    response_class=Response,
+    responses=_OF_CHANGES,
+    openapi_extra=_body(parameters=_parameters(*_UNLOAD_PARAMETERS)),
+)
 async def post_unload(name: str, request: Request, service: ServiceDep) -> Response:
     """Serve a model no more; see `DELETE /models`."""
     await _check_parameters(request, _UNLOAD_PARAMETERS)

@@ -26,8 +26,9 @@ from service.protocol.infer import InferRequest, read_request
 from service.protocol.outputs import write_answer
 from service.protocol.specs import VERSION
 from service.registry import ServedModel
-from service.routes.bodies import read_body
+from service.routes.bodies import no_query, read_body
 from service.routes.errors import PROTOCOL, busy_docs
+from service.routes.operations import check_all_staying
 from service.routes.v2_docs import (
     INFER_BODY,
     InferAnswer,
@@ -90,9 +91,9 @@ async def get_live() -> dict[str, bool]:
 
 
 @router.get("/health/ready", summary="Ready for work?", response_model=Ready)
-async def get_ready(service: ServiceDep) -> dict[str, bool]:
-    """Whether images can be classified, now and in the next seconds."""
-    service.check_staying()
+async def get_ready(request: Request, service: ServiceDep) -> dict[str, bool]:
+    """Whether images can be classified, now and in the next seconds, by all of its processes."""
+    await check_all_staying(request, service)
     return {"ready": True}
 
 
@@ -113,9 +114,9 @@ async def get_model(model: ModelDep) -> dict[str, Any]:
 
 @router.get(f"{_ONE}/ready", summary="Model ready?", response_model=ModelReady)
 @router.get(f"{_VERSIONED}/ready", include_in_schema=False)
-async def get_model_ready(model: ModelDep, service: ServiceDep) -> dict[str, Any]:
-    """Whether a model can be asked, now and in the next seconds."""
-    service.check_staying()
+async def get_model_ready(request: Request, model: ModelDep, service: ServiceDep) -> dict[str, Any]:
+    """Whether a model can be asked, now and in the next seconds, of any of the processes."""
+    await check_all_staying(request, service)
     return {"name": model.card.name, "ready": True}
 
 
@@ -144,6 +145,7 @@ async def get_model_statistics(model: ModelDep) -> dict[str, Any]:
 async def post_infer(request: Request, name: str, service: ServiceDep) -> Response:
     """Classify encoded images, or preprocessed ones, within the parameters `budget`, `cap` and
     `deadline_ms`."""
+    await no_query(request)
     model = _find(request, service, name)
     with model.uses, service.inflight.hold() as held:
         return await _infer(request, model, service, held)

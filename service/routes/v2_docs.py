@@ -186,7 +186,9 @@ INFER_BODY = _object(
         "items": _object(
             "name",
             name={"enum": ["probabilities", "logits", "label", "widths", "macs", "fraction"]},
-            parameters=_object(binary_data=_FLAG)
+            parameters=_object(
+                binary_data=_FLAG, classification={"type": ["integer", "null"], "minimum": 1}
+            )
             | {"type": ["object", "null"], "not": {"required": ["shared_memory_region"]}},
         ),
         "maxItems": 6,

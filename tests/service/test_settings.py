@@ -34,7 +34,7 @@ def test_load_settings_decoding_is_by_the_number_of_processes(
     assert (settings.decode_threads, settings.decode_in_batch) == (threads, in_batch)
 
 
-@pytest.mark.parametrize("name", ["load", "cors_origins", "trusted_proxies"])
+@pytest.mark.parametrize("name", ["load", "cors_origins"])
 @pytest.mark.parametrize(
     ("value", "listed"),
     [("", ()), (",", ()), ("a", ("a",)), (" a, b-2 ,,c,", ("a", "b-2", "c"))],
@@ -44,6 +44,23 @@ def test_load_settings_lists_are_separated_by_commas(
 ) -> None:
     monkeypatch.setenv(f"RNP_{name.upper()}", value)
     assert getattr(load_settings(), name) == listed
+
+
+@pytest.mark.parametrize("value", ["*", "10.1.2.3", "10.0.0.0/8, ::1"])
+def test_load_settings_proxies_are_addresses_or_networks(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("RNP_TRUSTED_PROXIES", value)
+    assert load_settings().trusted_proxies == tuple(value.split(", "))
+
+
+@pytest.mark.parametrize("value", ["proxy.example", "10.0.0.1/8", "*,10.0.0.1", "10.0.0.1,x"])
+def test_load_settings_a_proxy_that_would_never_match_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("RNP_TRUSTED_PROXIES", value)
+    with pytest.raises(SettingsError, match=r"RNP_TRUSTED_PROXIES .* networks such as 10\.0\.0\.0"):
+        load_settings()
 
 
 def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loaded(
@@ -74,6 +91,7 @@ def test_load_settings_of_shipped_bundles_the_small_ones_and_the_default_are_loa
         ("RNP_RATE_PER_S", "0", "RNP_RATE_PER_S is '0': input should be greater than 0"),
         ("RNP_RATE_PER_S", "inf", "RNP_RATE_PER_S is 'inf': input should be a finite number"),
         ("RNP_MAX_PARTS", "500", "RNP_MAX_PARTS 500 is above RNP_MAX_QUEUE 256"),
+        ("RNP_CEILING", "0.05", "RNP_FLOOR 0.1 is above RNP_CEILING 0.05"),
         ("RNP_MAX_PIXELS", "200000000", "is above RNP_MAX_REQUEST_PIXELS 120000000"),
     ],
 )

@@ -77,6 +77,6 @@ def test_auto_budget_a_named_one_is_an_upper_bound(client: httpx.Client) -> None
 
 
 def test_auto_budget_from_the_settings(settings: Settings, engine: FakeEngine) -> None:
-    chosen = settings.model_copy(update={"target_p95_ms": 50, "floor": 0.3})
+    chosen = settings.model_copy(update={"target_p95_ms": 50, "floor": 0.3, "ceiling": 0.7})
     with serve(create_app(chosen, engine)) as client:
-        assert client.get("/budget").json() == {**AUTO, "budget": 1.0}
+        assert client.get("/budget").json() == {**AUTO, "ceiling": 0.7, "budget": 0.7}

@@ -29,7 +29,7 @@ def test_get_root_leads_to_docs(reader: httpx.Client) -> None:
 def test_openapi_tells_answers_and_errors(reader: httpx.Client) -> None:
     api = reader.get("/openapi.json").json()
     post = api["paths"]["/classify"]["post"]
-    assert set(post["responses"]) == {"200", "400", "413", "415", "422", "429", "503", "504"}
+    assert set(post["responses"]) == {"200", "400", "408", "413", "415", "422", "429", "503", "504"}
     refusal = post["responses"]["422"]["content"]["application/json"]["schema"]
     assert refusal == {"$ref": "#/components/schemas/ErrorBody"}
     assert {"application/octet-stream", "multipart/form-data"} == set(
@@ -43,3 +43,12 @@ def test_openapi_tells_answers_and_errors(reader: httpx.Client) -> None:
         "model",
     }
     assert "HTTPValidationError" not in api["components"]["schemas"]
+
+
+def test_openapi_tells_how_models_are_loaded(reader: httpx.Client) -> None:
+    api = reader.get("/openapi.json").json()
+    post = api["paths"]["/v2/repository/models/{name}/unload"]["post"]
+    assert set(post["responses"]) == {"200", "4XX", "500", "503"}
+    assert "content" not in post["responses"]["200"]  # it is empty
+    schema = post["requestBody"]["content"]["application/json"]["schema"]
+    assert list(schema["properties"]["parameters"]["properties"]) == ["unload_dependents"]

@@ -94,7 +94,7 @@ def test_get_metrics_of_several_processes_is_joined_once_for_all_and_off_the_loo
 
 
 @pytest.mark.parametrize("code", ["starting", "draining", "too_many_connections"])
-def test_get_readyz_of_a_sibling_that_is_not_ready_says_which_way(
+def test_ready_of_a_sibling_that_is_not_says_which_way(
     settings: Settings, engine: FakeEngine, short_path: Path, code: str
 ) -> None:
     class NotReady(BaseHTTPRequestHandler):
@@ -117,6 +117,10 @@ def test_get_readyz_of_a_sibling_that_is_not_ready_says_which_way(
         threading.Thread(target=sibling.serve_forever, daemon=True).start()
         wait_until(lambda: client.get("/models").status_code == 200)
         answer = client.get("/readyz").json()
+        others = [client.get(path) for path in ("/v2/health/ready", "/v2/models/tiny/ready")]
         sibling.shutdown()
     assert answer["code"] == ("draining" if code == "draining" else "starting")
     assert "process 1 is" in answer["error"]
+    assert [(one.status_code, one.json()["error"]) for one in others] == [
+        (503, answer["error"])
+    ] * 2

@@ -119,6 +119,12 @@ CASES: dict[str, tuple[dict[str, Any], int, str, str]] = {
     ),
     "PUT budget too low": (put_budget(json={"budget": 0.1}), 422, "budget_too_low", "0.2"),
     "PUT no budget": (put_budget(json={}), 422, "bad_parameter", "budget is missing"),
+    "PUT budget as a query": (
+        {"method": "PUT", "url": "/budget?budget=0.3", "json": {"budget": 0.5}},
+        422,
+        "bad_parameter",
+        "/budget takes no query, and this one has 'budget=0.3'",
+    ),
     "PUT unknown mode": (
         put_budget(json={"mode": "x", "budget": 0.5}),
         422,
@@ -250,3 +256,24 @@ def test_rejected_counts_refusals_by_code(server: httpx.Client) -> None:
     before = metric(server, "rnp_rejected_total", reason="cap_too_low")
     server.post("/classify?cap=0.01", content=png())
     assert metric(server, "rnp_rejected_total", reason="cap_too_low") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/models/tiny"),
+        ("DELETE", "/models/tiny"),
+        ("POST", "/v2/models/tiny/infer"),
+        ("POST", "/v2/models/tiny/versions/1/infer"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/tiny/load"),
+        ("POST", "/v2/repository/models/tiny/unload"),
+    ],
+)
+def test_request_query_where_there_is_none_refused(
+    server: httpx.Client, method: str, path: str
+) -> None:
+    response = server.request(method, f"{path}?budget=0.3")
+    assert response.status_code == (400 if path.startswith("/v2") else 422)
+    assert "takes no query, and this one has 'budget=0.3'" in response.json()["error"]
+    assert server.get("/models/tiny?reader").status_code == 200
