@@ -134,8 +134,8 @@ class LayerAgent(nn.Module):
         )
         self.cell = nn.GRUCell(config.cell_inputs, config.hidden)
         self.decoder = nn.Linear(config.hidden, backbone.groups)
-        prices = price(mac_table(backbone, config), config.form)
-        self.register_buffer("price", torch.from_numpy(prices.copy()), persistent=False)
+        prices = torch.from_numpy(price(mac_table(backbone, config), config.form))
+        self.register_buffer("price", prices, persistent=False)
 
     def start(self, images: int) -> Tensor:
         """The hidden state before the first decision, (N, hidden) of zeros."""
@@ -156,8 +156,9 @@ class LayerAgent(nn.Module):
             layer: one about which the agent decides.
             pooled: (N, C) mean of each input channel, zero where it was not computed.
             earlier, before: (N,) int64, widths of the layers two and one before.
-            penalty: (N,) price of the full network's compute. Below 0 compute is spent where it
-                is expected to help least badly; the agent is then told 0.
+            penalty: (N,) price of the full network's compute, or in the paper's form of one group.
+                Below 0 compute is paid for, and spent even where it is not expected to help; the
+                agent is then told 0.
             hidden: (N, hidden) state carried from the layers before.
         Returns: Q-values (N, k) and the next hidden state (N, hidden).
         """

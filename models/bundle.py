@@ -74,7 +74,7 @@ def read_bundle(path: Path) -> Bundle:
 
     Raises:
         BundleError: a file is missing, changed, of another version, or its tensors do not fit the
-            dimensions on its card; the message names it.
+            dimensions on its card; the message names the bundle.
     """
     try:
         card_text = (path / CARD).read_bytes()
@@ -85,7 +85,10 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleError(f"bundle {path}: {CARD} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise BundleError(f"bundle {path}: {CARD} is not a JSON object")
-    card = Card.from_json(values)
+    try:
+        card = Card.from_json(values)
+    except BundleError as error:
+        raise BundleError(f"bundle {path}: {error}") from error
     if WEIGHTS not in card.files:
         raise BundleError(f"bundle {path}: {CARD} lists no {WEIGHTS}")
     contents = {name: _verified(path, name, digest) for name, digest in card.files.items()}

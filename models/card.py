@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.compute import MacTable, mac_table
-from models.config import AgentConfig, BackboneConfig, to_dict
+from models.config import AgentConfig, BackboneConfig, check_fields, to_dict
 from models.preprocess import Preprocessing
 
 FORMAT = 3
@@ -161,14 +161,16 @@ class Card:
 
         Raises:
             BundleError: another version, a missing or an unknown field, or dimensions that do
-                not give the MACs that the card states.
+                not give the MACs that the card states. Only `sees` and `views` of the agent may be
+                missing.
         """
         if values.get("format") != FORMAT:
             raise BundleError(
-                f"bundle format {values.get('format')!r} is unknown: this version reads {FORMAT}"
+                f"format {values.get('format')!r} is unknown: this version reads {FORMAT}"
             )
         try:
             rest = {k: v for k, v in values.items() if k not in ("format", "macs")}
+            check_fields(cls, rest)
             rest["labels"] = tuple(rest["labels"])
             rest["backbone"] = BackboneConfig.from_dict(rest["backbone"])
             rest["agent"] = AgentConfig.from_dict(rest["agent"])
@@ -182,41 +184,39 @@ class Card:
         except BundleError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise BundleError(f"bundle card cannot be read: {error!r}") from error
+            raise BundleError(f"card cannot be read: {error!r}") from error
         return card
 
     def _check(self, stated_macs: int) -> None:
         if self.table().full != stated_macs:
             raise BundleError(
-                f"bundle card states {stated_macs} MACs, its dimensions give {self.table().full}"
+                f"card states {stated_macs} MACs, its dimensions give {self.table().full}"
             )
         if not self.name or not all(isinstance(text, str) for text in (self.name, *self.labels)):
-            raise BundleError("bundle card's name and labels must be text")
+            raise BundleError("card's name and labels must be text")
         if self.preprocessing.size != self.backbone.image_size:
             raise BundleError(
-                f"bundle card's images are prepared at {self.preprocessing.size} pixels, its "
+                f"card's images are prepared at {self.preprocessing.size} pixels, its "
                 f"network takes {self.backbone.image_size}"
             )
         if len(self.labels) != self.backbone.classes:
             raise BundleError(
-                f"bundle card has {len(self.labels)} labels for {self.backbone.classes} classes"
+                f"card has {len(self.labels)} labels for {self.backbone.classes} classes"
             )
         self._check_calibration()
 
     def _check_calibration(self) -> None:
         points = self.calibration
         if not points:
-            raise BundleError("bundle card has no calibration")
+            raise BundleError("card has no calibration")
         measured: list[CalibrationPoint | TestPoint] = [*points, *self.test]
         numbers = [value for point in measured for value in dataclasses.astuple(point)]
         if not np.isfinite(numbers).all() or not 0 < points[0].fraction <= 1:
-            raise BundleError(
-                "bundle card's calibration or test points are not what can be measured"
-            )
+            raise BundleError("card's calibration or test points are not what can be measured")
         if not 0 < self.temperature < math.inf:
-            raise BundleError("bundle card's temperature is not a positive number")
+            raise BundleError("card's temperature is not a positive number")
         if any(point.penalty == 0 for point in points):
-            raise BundleError("bundle card's calibration has the penalty 0, which asks no agent")
+            raise BundleError("card's calibration has the penalty 0, which asks no agent")
         for low, high in itertools.pairwise(points):
             if not (low.penalty > high.penalty and low.fraction < high.fraction):
-                raise BundleError("bundle card's calibration is not sorted by rising fraction")
+                raise BundleError("card's calibration is not sorted by rising fraction")

@@ -78,10 +78,6 @@ class MacTable:
             return self.start
         return self.start + int(self.after()[self.decisions[0], -1, -1].min())
 
-    def tied(self, layer: int) -> bool:
-        """Whether a layer follows the decisions without being one."""
-        return layer not in self.decisions and layer < len(self.layers)
-
     def settled(self) -> IntArray:
         """(L, k, k, k) int64, MACs of the backbone that a decision settles; else 0.
 
@@ -91,7 +87,7 @@ class MacTable:
         for layer in self.decisions:
             settled[layer] = self.layers[layer]
             end = np.broadcast_to(self.head, settled.shape[2:])
-            if self.tied(layer + 1):
+            if layer + 1 < len(self.layers) and layer + 1 not in self.decisions:
                 # Its own width and that of two before are both the input width of this layer.
                 settled[layer] += self.layers[layer + 1, every, :, every]
                 end = end.T

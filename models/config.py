@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,6 +22,24 @@ LOOK_TOP: dict[Sees, int] = {"answer": 2, "maps": 5}
 LOOK_LEAST_LOG = -10.0
 # Where looks are at the image and at its mirror image, what the answer before counts in the next.
 BLEND = 1 / 3
+
+
+def check_fields(
+    kind: type[Any], values: Mapping[str, Any], optional: Collection[str] = ()
+) -> None:
+    """Check that values are those which `dataclasses.asdict` writes of a class.
+
+    Args:
+        optional: fields that need not be there.
+
+    Raises:
+        ValueError: another one is missing, or there is one that the class has not.
+    """
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if missing := fields - set(values) - set(optional):
+        raise ValueError(f"{kind.__name__} without {', '.join(sorted(missing))}")
+    if unknown := set(values) - fields:
+        raise ValueError(f"{kind.__name__} with unknown {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,16 @@ class ConvConfig:
         kernel, stride, padding = self.pool
         return (size + 2 * padding - kernel) // stride + 1
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConvConfig:
+        """Read back what `dataclasses.asdict` wrote, lists as tuples.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        check_fields(cls, values)
+        return cls(**{**values, "pool": values["pool"] and tuple(values["pool"])})
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -91,6 +119,12 @@ class BackboneConfig:
                 raise ValueError(
                     f"backbone {self.name}: {layer.name} has {layer.out_channels} channels, "
                     f"which {self.groups} groups do not divide"
+                )
+        for before, layer in pairwise(self.layers):
+            if layer.in_channels != before.out_channels:
+                raise ValueError(
+                    f"backbone {self.name}: {layer.name} reads {layer.in_channels} channels, but "
+                    f"{before.name} before it has {before.out_channels}"
                 )
         if len(self.linears) != len(self.linear_names):
             raise ValueError(f"backbone {self.name}: linears and linear_names differ in length")
@@ -154,18 +188,15 @@ class BackboneConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BackboneConfig:
-        """Read back what `dataclasses.asdict` wrote, lists as tuples."""
-        layers = tuple(
-            ConvConfig(**{**layer, "pool": tuple(layer["pool"]) if layer.get("pool") else None})
-            for layer in values["layers"]
-        )
-        rest = {name: values[name] for name in ("name", "image_size", "groups", "pool_to")}
-        return cls(
-            layers=layers,
-            linears=tuple(values["linears"]),
-            linear_names=tuple(values["linear_names"]),
-            **rest,
-        )
+        """Read back what `dataclasses.asdict` wrote, lists as tuples.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the dimensions do not work out.
+        """
+        check_fields(cls, values)
+        tuples = {name: tuple(values[name]) for name in ("linears", "linear_names")}
+        layers = tuple(map(ConvConfig.from_dict, values["layers"]))
+        return cls(**{**values, **tuples, "layers": layers})
 
 
 @dataclass(frozen=True)
@@ -242,7 +273,12 @@ class AgentConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AgentConfig:
-        """Read back what `dataclasses.asdict` wrote, lists as tuples."""
+        """Read back what `dataclasses.asdict` wrote, lists as tuples.
+
+        Raises:
+            ValueError: a field other than `sees` and `views` is missing, or one is unknown.
+        """
+        check_fields(cls, values, optional=("sees", "views"))
         paths = tuple(tuple(path) for path in values["paths"])
         return cls(**{**values, "paths": paths})
 

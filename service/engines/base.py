@@ -43,7 +43,7 @@ class Engine(Protocol):
     name: str
 
     def run(self, images: Floats, penalty: Floats, cap: Caps) -> Result:
-        """Classify images, each by its own penalty and cap.
+        """Classify images, each by its own penalty and cap. Called by one thread at a time.
 
         Args:
             images: (N, 3, H, W) float32, preprocessed; their memory is the caller's again after.

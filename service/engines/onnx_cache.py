@@ -49,12 +49,15 @@ def graph_file(bundle: Bundle, name: str, build: Build, cache_dir: Path | None) 
     if kept and _take(kept):
         yield kept / MODEL
         return
+    # Gone before the runtime loads a copy of its own: there is a network's worth of weights in it.
     graph = build(bundle)
     if kept and _keep(graph, kept):
+        del graph
         yield kept / MODEL
         return
     with tempfile.TemporaryDirectory() as scratch:
         graph.write(Path(scratch))
+        del graph
         yield Path(scratch) / MODEL
 
 
@@ -98,10 +101,13 @@ def _keep(graph: OnnxGraph, directory: Path) -> bool:
         ) as scratch:
             graph.write(Path(scratch))
             (Path(scratch) / SUM).write_bytes(_sum(Path(scratch)))
-            # Where another process kept the same graph first, it may be about to read it.
-            if not _is_whole(directory):
-                shutil.rmtree(directory, ignore_errors=True)
+            try:
                 os.rename(scratch, directory)
+            except OSError:
+                # Where another process kept the same graph first, it may be about to read it.
+                if not _is_whole(directory):
+                    shutil.rmtree(directory, ignore_errors=True)
+                    os.rename(scratch, directory)
     except OSError as error:
         if _is_whole(directory):
             return True

@@ -142,10 +142,8 @@ class NetworkWriter:
         """
         config = self.config.layers[layer]
         assert config.pool is not None
-        (kernel, stride, padding), (pool, _, pad) = (
-            (config.kernel, config.stride, config.padding),
-            config.pool,
-        )
+        kernel, stride, padding = config.kernel, config.stride, config.padding
+        pool, _, pad = config.pool
         weight, bias = self._filter(f"conv.{layer}", config, i, o)
         even, odd = (
             np.pad(weight, ((0, 0), (0, 0), (0, 0), sides)) for sides in ((0, stride), (stride, 0))

@@ -9,7 +9,8 @@ the host before the end.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,11 @@ def _largest_map(backbone: BackboneConfig) -> int:
     return max(side**2 * channels for side, channels in maps)
 
 
-def check_answers(engine: Engine, bundle: Bundle) -> None:
+def check_answers(engine: Engine, bundle: Bundle, batches: Sequence[int] = BATCHES) -> None:
     """Compare an engine with the reference on noise, along the plain network and every path.
+
+    Args:
+        batches: sizes of batches in which it is asked, as each has tiles and a graph of its own.
 
     Raises:
         CannotRun: it computes something else, as miscompiled kernels would.
@@ -90,12 +94,20 @@ def check_answers(engine: Engine, bundle: Bundle) -> None:
     size, (penalty, cap) = bundle.card.preprocessing.size, every_way(bundle.card.table())
     noise = np.random.default_rng(0).normal(size=(len(cap), 3, size, size)).astype(np.float32)
     wanted = TorchEngine(bundle).run(noise, penalty, cap)
-    found = engine.run(noise, penalty, cap)
-    off = np.abs(found.logits - wanted.logits).max() / np.abs(wanted.logits).max()
-    same = (found.widths == wanted.widths).all() and (found.macs == wanted.macs).all()
-    # Not a number is not within the tolerance either.
-    if not (same and off <= TOLERANCE):
-        raise CannotRun(f"its answers on noise differ from the reference, logits by {off:.0%}")
+    largest, numbers = np.abs(wanted.logits).max(), np.arange(len(cap))
+    for batch in batches:
+        # All rows, and the first ones again where they do not fill the last batch.
+        for rows in np.resize(numbers, (math.ceil(len(cap) / batch), batch)):
+            found = engine.run(noise[rows], penalty[rows], cap[rows])
+            off = np.abs(found.logits - wanted.logits[rows]).max() / largest
+            same = (found.widths == wanted.widths[rows]).all()
+            same &= (found.macs == wanted.macs[rows]).all()
+            # Not a number is not within the tolerance either.
+            if not (same and off <= TOLERANCE):
+                raise CannotRun(
+                    f"its answers on noise differ from the reference in batches of {batch}, "
+                    f"logits by {off:.0%}"
+                )
 
 
 class TritonEngine:
@@ -188,9 +200,10 @@ class _Program:
             view = mirrored if agent.mirrored[look] else x
             means = self.network(view, rows.widths[look], path, logits)
             if look and agent.blend:
-                # Of what began here, as the plain network does, there is no answer before.
-                weight = agent.blend * (first != look)
-                logits.copy_(logits.lerp(before, weight[:, None]))
+                # Of what began here, as the plain network does, there is no answer before: what
+                # was there may be no number, which would come in by a weight of 0 too.
+                began = (first == look)[:, None]
+                logits.copy_(torch.where(began, logits, logits.lerp(before, agent.blend)))
             if look < agent.deciding:
                 agent.decide(look, logits, means, rows)
 

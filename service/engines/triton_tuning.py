@@ -100,9 +100,8 @@ class Tuner:
         return self._tiles[key]
 
     def _fastest(self, reduced: int, outputs: int, trial: Trial, timer: Timer) -> Tile:
-        tiles = list(dict.fromkeys(tile.clipped(reduced, outputs) for tile in CANDIDATES))
-        times = [timer(lambda tile=tile: trial(tile)) for tile in tiles]  # type: ignore[misc]
-        return tiles[times.index(min(times))]
+        tiles = dict.fromkeys(tile.clipped(reduced, outputs) for tile in CANDIDATES)
+        return min(tiles, key=lambda tile: timer(lambda: trial(tile)))
 
     def save(self) -> None:
         """Keep what is new, beside what other engines found meanwhile."""
@@ -111,9 +110,10 @@ class Tuner:
         found = {key: asdict(tile) for key, tile in (_read(self._file) | self._tiles).items()}
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as scratch:
-                json.dump(found, scratch, indent=1, sort_keys=True)
-            os.replace(scratch.name, self._file)
+            with tempfile.TemporaryDirectory(dir=self._file.parent) as scratch:
+                new = Path(scratch, self._file.name)
+                new.write_text(json.dumps(found, indent=1, sort_keys=True))
+                os.replace(new, self._file)
         except OSError as error:
             log.warning("tiles are not kept: %s: %s", self._file, error)
         log.info("tiles found for convolutions", extra={"shapes": self._new})

@@ -41,7 +41,7 @@ def _body(**fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(*known: str) -> dict[str, Any]:
-    properties = {name: {} for name in known}
+    properties: dict[str, Any] = {name: {} for name in known}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

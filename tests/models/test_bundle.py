@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -152,13 +153,15 @@ def test_read_bundle_of_a_file_name_elsewhere_raises(bundle, name, words):
 @pytest.mark.parametrize("version", [0, 1, 2, FORMAT + 1, str(FORMAT), None])
 def test_read_bundle_of_an_unknown_version_raises(bundle, version):
     edit(bundle, lambda values: values.update(format=version))
-    with pytest.raises(BundleError, match=f"bundle format {version!r} is unknown"):
+    words = re.escape(f"bundle {bundle}: format {version!r} is unknown")
+    with pytest.raises(BundleError, match=words):
         read_bundle(bundle)
 
 
 CHANGES = {
     "no labels": lambda v: v.pop("labels"),
     "unknown field": lambda v: v.update(colour="red"),
+    "unknown field of the backbone": lambda v: v["backbone"].update(colour="red"),
     "one label more": lambda v: v["labels"].append("cow"),
     "another kernel": lambda v: v["backbone"]["layers"][1].update(kernel=5),
     "more channels": lambda v: v["backbone"]["layers"][4].update(out_channels=15),
@@ -194,7 +197,14 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_read_bundle_of_a_tampered_card_raises(bundle, change):
     edit(bundle, change)
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=re.escape(f"bundle {bundle}: ")):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("field", make_card().to_json())
+def test_read_bundle_of_a_card_without_a_field_raises(bundle, field):
+    edit(bundle, lambda values: values.pop(field))
+    with pytest.raises(BundleError, match=field):
         read_bundle(bundle)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -40,6 +40,20 @@ def test_backbone_config_through_json_is_the_same(name):
 def test_agent_config_through_json_is_the_same(form):
     agent = agent_config(form, tiny_backbone(), encoding=3, hidden=5)
     assert AgentConfig.from_dict(json.loads(json.dumps(to_dict(agent)))) == agent
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny_backbone(), tiny_backbone().layers[1], AgentConfig()],
+    ids=lambda config: type(config).__name__,
+)
+def test_config_from_dict_of_a_missing_or_an_unknown_field_raises(config):
+    kind, values = type(config), asdict(config)
+    with pytest.raises(ValueError, match=f"{kind.__name__} with unknown colour"):
+        kind.from_dict({**values, "colour": "red"})
+    for field in values.keys() - {"sees", "views"}:
+        with pytest.raises(ValueError, match=f"{kind.__name__} without {field}"):
+            kind.from_dict({name: value for name, value in values.items() if name != field})
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -132,6 +146,16 @@ def test_agent_config_mirrors_the_second_path_and_every_second_below_the_whole(c
 def test_backbone_config_of_groups_that_do_not_divide_raises():
     with pytest.raises(ValueError, match="a has 6 channels, which 4 groups do not divide"):
         replace(tiny_backbone(), groups=4)
+
+
+@pytest.mark.parametrize("index", range(1, 6))
+def test_backbone_config_of_a_layer_that_does_not_read_the_one_before_raises(index):
+    layers = list(tiny_backbone().layers)
+    layers[index] = replace(layers[index], in_channels=15)
+    before, layer = layers[index - 1 : index + 1]
+    words = f"{layer.name} reads 15 channels, but {before.name} before it has {before.out_channels}"
+    with pytest.raises(ValueError, match=words):
+        replace(tiny_backbone(), layers=tuple(layers))
 
 
 def test_backbone_config_of_unnamed_linear_layer_raises():

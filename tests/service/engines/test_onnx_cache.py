@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import os
+import shutil
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from models import compute, config, storage
 from models.bundle import Bundle
 from models.card import CalibrationPoint, Card
 from models.config import AgentConfig, BackboneConfig, ConvConfig
 from models.preprocess import Preprocessing
-from service.engines import base, onnx_cache
+from service.engines import onnx_agents, onnx_builder, onnx_parts, onnx_scope
 from service.engines.onnx_cache import SUM, UNFINISHED_S, UNUSED_S, graph_file
 from service.engines.onnx_scope import EXTERNAL_BYTES, MODEL, WEIGHTS, OnnxGraph, Scope
 
@@ -30,7 +36,9 @@ BUNDLE = Bundle(CARD, {}, Path("tiny"), "digest")
 
 
 class Builder:
-    """Counts how often it was asked to build."""
+    """Counts how often it was asked to build; `last` gives what it built, while that is held."""
+
+    last: weakref.ref[OnnxGraph]
 
     def __init__(self) -> None:
         self.builds = 0
@@ -39,7 +47,9 @@ class Builder:
         self.builds += 1
         scope = Scope()
         scope.constant(np.full(EXTERNAL_BYTES, ord(bundle.digest[0]), np.uint8), np.uint8)
-        return scope.finish([], [])
+        graph = scope.finish([], [])
+        self.last = weakref.ref(graph)
+        return graph
 
 
 @pytest.fixture
@@ -72,6 +82,36 @@ def test_graph_file_that_another_process_kept_meanwhile_stays(
 
     with graph_file(BUNDLE, "one", build_slower, tmp_path) as path:
         assert [path.stat().st_ino] == kept
+
+
+def test_graph_file_that_another_process_keeps_at_the_last_moment_stays(
+    tmp_path: Path, build: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def late(change: Callable) -> Callable:
+        def changed(*paths: object, **options: object) -> object:
+            monkeypatch.undo()
+            with graph_file(BUNDLE, "one", build, tmp_path) as other:
+                kept.append(other.stat().st_ino)
+            return change(*paths, **options)
+
+        return changed
+
+    # Whichever would touch the cache first.
+    for module, name in ((os, "rename"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, late(getattr(module, name)))
+    with graph_file(BUNDLE, "one", build, tmp_path) as path:
+        assert [path.stat().st_ino] == kept
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_graph_file_newly_built_is_no_longer_in_memory(
+    tmp_path: Path, build: Builder, cached: bool
+) -> None:
+    with graph_file(BUNDLE, "one", build, tmp_path if cached else None):
+        assert build.builds == 1
+        assert build.last() is None
 
 
 def test_graph_file_of_another_name_is_another(tmp_path: Path, build: Builder) -> None:
@@ -146,14 +186,15 @@ def test_graph_file_leaves_nothing_else_in_the_cache(tmp_path: Path, build: Buil
 
 
 @pytest.mark.parametrize(
-    "module", ["compute", "config", "storage", "onnx_agents", "onnx_builder", "onnx_scope"]
+    "module", [compute, config, storage, onnx_agents, onnx_builder, onnx_parts, onnx_scope]
 )
 def test_graph_file_of_other_code_is_built_anew(
-    tmp_path: Path, build: Builder, monkeypatch: pytest.MonkeyPatch, module: str
+    tmp_path: Path, build: Builder, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
     with graph_file(BUNDLE, "counted", build, tmp_path) as first:
         pass
-    monkeypatch.setattr(onnx_cache, module, base)
+    read = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda each: read(each) + "#" * (each is module))
     with graph_file(BUNDLE, "counted", build, tmp_path) as second:
         assert second != first
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from models.backbones import build
 from models.bundle import Bundle
 from models.config import BackboneConfig, Sees, Views
 from service.engines import create_engine, triton_engine, triton_network
+from service.engines.base import Caps, Floats, Result
 from service.engines.reference import TorchEngine
 from service.engines.triton_engine import (
     BATCHES,
@@ -32,6 +34,7 @@ from tests.service.engines.support import (
     check_same,
     mixed_rows,
     random_bundle,
+    random_images,
 )
 from tests.service.engines.triton_support import DEVICE, TILE
 
@@ -110,11 +113,43 @@ def test_engine_bfloat16_is_near_the_reference() -> None:
     np.testing.assert_allclose(result.logits, wanted.logits, atol=0.03 * largest, rtol=0)
 
 
+def test_engine_logits_that_are_no_numbers_stay_with_their_image() -> None:
+    bundle = random_bundle(THREE_GROUPS, "paths")
+    engine, images = engine_of(bundle, 1), random_images(THREE_GROUPS, 1)
+    with np.errstate(all="ignore"):  # of the interpreter: sums of the last maps overflow
+        broken = engine.run(images * 1e37, np.float32([1]), np.array([math.inf]))
+    assert np.isnan(broken.logits).all()
+    plain = images, np.zeros(1, np.float32), np.ones(1)
+    check_same(engine.run(*plain), TorchEngine(bundle, threads=1).run(*plain))
+
+
 def test_check_answers_refuses_an_engine_that_computes_something_else() -> None:
     bundle = random_bundle(THREE_GROUPS, "paths")
-    check_answers(engine_of(bundle, 8, dtype=torch.bfloat16), bundle)
+    check_answers(engine_of(bundle, 8, dtype=torch.bfloat16), bundle, [8])
     with pytest.raises(CannotRun, match="its answers on noise differ from the reference"):
-        check_answers(engine_of(bundle, 8), random_bundle(THREE_GROUPS, "paths", seed=1))
+        check_answers(engine_of(bundle, 8), random_bundle(THREE_GROUPS, "paths", seed=1), [8])
+
+
+class Spoilt(TorchEngine):
+    """The reference, but for the last answer in batches of one size."""
+
+    def __init__(self, bundle: Bundle, size: int) -> None:
+        super().__init__(bundle, threads=1)
+        self._size = size
+
+    def run(self, images: Floats, penalty: Floats, cap: Caps) -> Result:
+        result = super().run(images, penalty, cap)
+        if len(images) == self._size:
+            result.logits[-1] *= -1
+        return result
+
+
+def test_check_answers_asks_for_batches_of_every_size() -> None:
+    bundle = random_bundle(THREE_GROUPS, "paths")
+    check_answers(Spoilt(bundle, 0), bundle)
+    for size in BATCHES:
+        with pytest.raises(CannotRun, match=f"in batches of {size}, logits by"):
+            check_answers(Spoilt(bundle, size), bundle)
 
 
 @pytest.fixture

@@ -69,6 +69,18 @@ def test_tuner_unreadable_file_is_logged_and_written_anew(
     assert Tuner(file).tile("shape", 512, 512, times.trial) == CANDIDATES[1]
 
 
+def test_tuner_on_a_full_disk_leaves_nothing_behind_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, small_files: Callable
+) -> None:
+    times = Times(CANDIDATES[1])
+    tuner = Tuner(tmp_path / "tiles.json", times)
+    tuner.tile("shape", 512, 512, times.trial)
+    with small_files(10):
+        tuner.save()
+    assert list(tmp_path.iterdir()) == []
+    assert "tiles are not kept" in caplog.text
+
+
 def test_tuner_without_timer_gives_the_default() -> None:
     assert Tuner().tile("shape", 512, 512, lambda tile: None) == Tile()
     found = Tuner(default=CANDIDATES[2]).tile("shape", 9, 9, lambda tile: None)
