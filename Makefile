@@ -51,7 +51,7 @@ train: $(full)  ## a bundle from images: DATA=folder|data set OUT=directory [BAC
 	@$(if $(and $(DATA),$(OUT)),,$(error make train needs DATA (images) and OUT (a new bundle directory)))
 	@exec $(python) -m training fit --data $(DATA) --backbone $(BACKBONE) --out $(OUT) $(ARGS)
 
-bench: $(full)  ## every benchmark, or some: BENCH="engines http"; ARGS="--data …" go to each
+bench: $(full)  ## all benchmarks but peers, soak, fuzz and the GPU's, or some: BENCH="engines http"; ARGS="--data …" go to each
 	@set -e; for name in $(BENCH); do $(python) -m benchmarks.$$name $(ARGS); done
 
 gpu-check: $(full)  ## all that needs a GPU: correctness, benchmark, profiles, into benchmarks/results

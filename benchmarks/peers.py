@@ -69,12 +69,14 @@ class Found:
     Attributes:
         rate: answers a second at saturation.
         same: share of images that are given the class which our full network gives.
+        lost: requests that were not answered, at saturation and at 70 % of the rate.
         at_level: a summary at 70 % of the rate.
     """
 
     rate: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
     same: list[float] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
     at_level: list[Summary] = field(default_factory=list)
 
     def add(self, measured: Measured, ours: npt.NDArray[np.float64]) -> None:
@@ -83,6 +85,7 @@ class Found:
         self.rate.append(measured.full.answered)
         self.accuracy.append(measured.full.accuracy)
         self.same.append(float((measured.answers == ours)[known].mean()))
+        self.lost.append(measured.full.lost + measured.level.lost)
         self.at_level.append(measured.level)
 
     def median(self, column: str) -> float:
@@ -107,7 +110,7 @@ def measure(
     busy = replace(plan, connections=flags.connections)
     drive(replace(busy, seconds=min(2.0, flags.seconds)))  # warm, not counted
     outcome = drive(replace(busy, seconds=flags.seconds))
-    full = summarise(outcome, files.labels, float(np.nanmax(outcome.columns["done"])), np.inf)
+    full = summarise(outcome, files.labels, outcome.lasted_s(flags.seconds), np.inf)
     if not full.answered:
         statuses = sorted(set(outcome.columns["status"].tolist()))
         raise ServerError(f"no request was answered with 200, but with {statuses}")
@@ -189,9 +192,8 @@ def print_table(found: dict[str, Found], rate: float | None) -> None:
             value = values.median(column)
             cells += [f"{value:.0f}" if column == "rate" else f"{value:.1f}"]
             cells += [f"{value / best[column]:.2f}"]
-        errors = sum(row.errors + row.refused + row.late for row in values.at_level)
         shares = (statistics.median(part) for part in (values.accuracy, values.same))
-        report.line(name, [*cells, f"{errors}", *(f"{share:.1%}" for share in shares)])
+        report.line(name, [*cells, f"{sum(values.lost)}", *(f"{share:.1%}" for share in shares)])
 
 
 def _flags() -> argparse.Namespace:

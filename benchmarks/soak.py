@@ -47,7 +47,7 @@ def measure_rate(bundle: Path, files: Files, seconds: float, workers: int) -> fl
     with service(bundle, workers=workers) as server:
         plan = _plan(server, files, seconds=seconds, connections=CONNECTIONS)
         outcome = drive(plan)
-    return float(outcome.ok.sum() / np.nanmax(outcome.columns["done"]))
+    return float(outcome.ok.sum() / outcome.lasted_s(seconds))
 
 
 def soak(bundle: Path, files: Files, rate: float, flags: argparse.Namespace) -> list[Verdict]:
@@ -64,10 +64,9 @@ def soak(bundle: Path, files: Files, rate: float, flags: argparse.Namespace) -> 
     summary = summarise(outcome, files.labels, seconds, np.inf)
     report.table("", report.HEADER)
     report.line("soak", report.cells(summary))
-    lost = summary.errors + summary.late + summary.refused
-    said = f"{lost} of {len(outcome)} not answered: {summary.refused} refused, "
+    said = f"{summary.lost} of {len(outcome)} not answered: {summary.refused} refused, "
     said += f"{summary.late} late, {summary.errors} errors"
-    answers = Verdict("answers", not lost, said, asdict(summary))
+    answers = Verdict("answers", not summary.lost, said, asdict(summary))
     at = np.array([moment for moment, _ in samples]) - outcome.start
     return [answers, memory(outcome, at, np.array([size for _, size in samples]), flags.most_mb)]
 

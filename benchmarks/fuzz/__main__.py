@@ -20,7 +20,14 @@ from collections import Counter
 from pathlib import Path
 
 import models
-from benchmarks.fuzz.campaign import MOST_GROWTH_BYTES, Outcome, aftermath, attack, send_alone
+from benchmarks.fuzz.campaign import (
+    MOST_GROWTH_BYTES,
+    Outcome,
+    aftermath,
+    attack,
+    fault,
+    send_alone,
+)
 from benchmarks.fuzz.requests import shot
 from benchmarks.fuzz.server import running
 from benchmarks.load.server import Server
@@ -64,7 +71,9 @@ def repeat(server: Server, flags: argparse.Namespace) -> int:
     print(f"{made.kind}, {len(made.body)} bytes of body\n{made.head[:2000]!r}\n{made.body[:400]!r}")
     reply = send_alone(server, made)
     print(f"{reply.status} after {reply.seconds:.3f} s\n{reply.body[:2000]!r}")
-    return 1 if reply.status >= 500 and reply.status != 504 else 0
+    wrong = fault(made, reply)
+    print(f"FAILED {wrong}" if wrong else "as it should be")
+    return 1 if wrong else 0
 
 
 def show(outcome: Outcome, seed: int) -> None:

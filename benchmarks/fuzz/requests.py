@@ -107,7 +107,6 @@ def _query(rng: random.Random, model: str) -> Shot:
 def _budget(rng: random.Random, model: str) -> Shot:
     """A budget to put in force, hardly ever a good one."""
     text = json_text(rng, mutate_json(rng, {"mode": "fixed", "budget": 0.0}))
-    # Hardly any is a good one: the budget in force nearly always stays what it is.
     made = post("budget", "/budget", text, ("content-type", "application/json"))
     return Shot("budget", made.head.replace(b"POST", b"PUT", 1), made.body)
 

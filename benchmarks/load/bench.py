@@ -6,8 +6,6 @@ import argparse
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from benchmarks.load import report
 from benchmarks.load.generator import Plan, drive
 from benchmarks.load.images import Files
@@ -41,7 +39,7 @@ class Bench:
         outcome = drive(self.plan(query, connections=connections, seconds=seconds))
         if connections > 1:  # of one at a time, nothing can be late
             self.cost.add(outcome)
-        return outcome, self.sum_up(outcome, float(np.nanmax(outcome.columns["done"])))
+        return outcome, self.sum_up(outcome, outcome.lasted_s(seconds))
 
     def sum_up(self, outcome: Outcome, seconds: float, part: Mask | None = None) -> Summary:
         """In numbers, by the target of the flags."""

@@ -68,6 +68,10 @@ class Outcome:
         """(N,) which were answered with a class."""
         return np.equal(self.columns["status"], OK)
 
+    def lasted_s(self, seconds: float) -> float:
+        """Until the last answer, `seconds` at least: what is given up would add its patience."""
+        return float(self.columns["done"][self.ok].max(initial=seconds))
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -95,6 +99,11 @@ class Summary:
     fraction: float
     accuracy: float
     overhead_ms: float
+
+    @property
+    def lost(self) -> int:
+        """How many requests were not answered."""
+        return self.refused + self.late + self.errors
 
 
 def summarise(

@@ -1,4 +1,4 @@
-"""A bundle so narrow that it takes no time, and images in class folders."""
+"""A bundle so narrow that it takes no time, images in class folders, and runs made up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.load.outcome import COLUMNS, Outcome
 from benchmarks.measure.bundles import random_bundle
 from models.bundle import write_bundle
 
@@ -19,6 +20,19 @@ def write_narrow_bundle(path: Path) -> Path:
     bundle = random_bundle("mcifarnet", len(LABELS), width=0.125)
     write_bundle(path, replace(bundle.card, name=path.name, labels=LABELS), bundle.tensors)
     return path
+
+
+def outcome(**columns: list[float]) -> Outcome:
+    """Requests whose other columns say nothing."""
+    length = len(next(iter(columns.values())))
+    whole = {name: np.full(length, np.nan) for name in COLUMNS}
+    return Outcome(whole | {name: np.array(v, float) for name, v in columns.items()}, 0.0, 0.0)
+
+
+# One request was answered, and one given up after a minute.
+GIVEN_UP = outcome(
+    due=[0.0, 0.0], done=[1.0, 60.0], status=[200, -1], image=[0, 1], answer=[0, np.nan]
+)
 
 
 def write_images(path: Path) -> Path:

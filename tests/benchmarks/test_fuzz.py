@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks.fuzz import __main__ as fuzz
 from benchmarks.fuzz.campaign import MOST_SECONDS, Outcome, Reply, Sender, attack, fault
 from benchmarks.fuzz.files import image_files
 from benchmarks.fuzz.requests import KINDS, shot
@@ -100,6 +102,16 @@ def test_image_files_are_of_all_formats() -> None:
 def test_fault_names_what_is_wrong(made: Shot, reply: Reply, words: str | None) -> None:
     found = fault(made, reply)
     assert found is None if words is None else words in (found or "")
+
+
+@pytest.mark.parametrize(("body", "code"), [(SENTENCE, 0), (b"Bad Request", 1)])
+def test_one_request_again_fails_where_it_failed(
+    body: bytes, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fuzz, "shot", lambda *_: PLAIN)
+    with answering(400, body) as server:
+        assert fuzz.repeat(server, Namespace(seed=0, only=1, model="m")) == code
+    assert ("without a reason" in capsys.readouterr().out) == code
 
 
 def test_attack_counts_statuses_and_failures() -> None:

@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks import peers
+from benchmarks.load.generator import Plan
+from benchmarks.load.messages import read_classification
+from benchmarks.load.report import GeneratorCost
 from benchmarks.peers_servers.start import PEERS, SERVERS
-from tests.benchmarks.support import write_images, write_narrow_bundle
+from tests.benchmarks.support import GIVEN_UP, write_images, write_narrow_bundle
 
 
 def test_a_peer_is_measured_beside_ours_and_one_that_is_not_installed_is_named(
@@ -32,6 +37,22 @@ def test_a_peer_is_measured_beside_ours_and_one_that_is_not_installed_is_named(
     # The same network and the same decoding.
     assert report["servers"]["fastapi"]["same"] == [1]
     assert report["servers"]["ours, budget 0.25"]["same"][0] < 1
+
+
+def test_request_given_up_is_counted_and_does_not_stretch_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "drive", lambda plan: GIVEN_UP)
+    plan = Plan("nowhere", 1, [b""], read_classification)
+    files = SimpleNamespace(contents=[b"", b""], labels=np.array([0, 1]))
+    flags = SimpleNamespace(connections=2, seconds=2.0, rate=None)
+    measured = peers.measure(plan, files, 0, flags, GeneratorCost())
+    assert measured.full.answered == 0.5
+    found = peers.Found()
+    found.add(measured, measured.answers)
+    peers.print_table({"fastapi": found}, None)
+    # At saturation and at the rate.
+    assert capsys.readouterr().out.splitlines()[-1].split(" | ")[-3] == "2"
 
 
 def test_latencies_at_a_rate_of_ones_own(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from benchmarks import soak
 from benchmarks.load import chaos
 from benchmarks.load.outcome import COLUMNS, Outcome
-from tests.benchmarks.support import write_images, write_narrow_bundle
+from tests.benchmarks.support import GIVEN_UP, write_images, write_narrow_bundle
 
 SECONDS = 100
 
@@ -29,6 +31,14 @@ def test_memory_that_grows_with_requests_is_bad(leak_mb: float, good: bool) -> N
     verdict = soak.memory(answered(1000), at, size, most_mb=0.5)
     assert verdict.good == good
     assert verdict.values["slope_mb_per_10k"] == pytest.approx(leak_mb, abs=0.1)
+
+
+def test_request_given_up_does_not_stretch_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SimpleNamespace(host="nowhere", port=1)
+    monkeypatch.setattr(soak, "service", lambda *_, **__: contextlib.nullcontext(server))
+    monkeypatch.setattr(soak, "drive", lambda plan: GIVEN_UP)
+    files = SimpleNamespace(contents=[b"", b""])
+    assert soak.measure_rate(Path("none"), files, seconds=2.0, workers=1) == 0.5
 
 
 def test_short_soak_and_chaos_of_a_real_service(

@@ -109,10 +109,18 @@ def test_grafana_home_dashboard_is_provisioned() -> None:
     assert (ROOT / "deploy/grafana/dashboards" / name).exists()
 
 
-def test_dockerfile_runs_as_a_user_and_gets_signals() -> None:
-    *_, user = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
+def stage(name: str) -> str:
+    """A stage of the Dockerfile, below those that it builds on."""
+    text = rf"^FROM (\S+) AS {name}\n(.*?)(?=^FROM )"
+    found = re.search(text, DOCKERFILE, re.MULTILINE | re.DOTALL)
+    return stage(found[1]) + found[2] if found else ""
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_dockerfile_runs_as_a_user_and_gets_signals(target: str) -> None:
+    *_, user = re.findall(r"^USER (\S+)$", stage(target), re.MULTILINE)
     assert user not in ("root", "0")
-    (command,) = re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)
+    (command,) = re.findall(r"^CMD (.+)$", stage(target), re.MULTILINE)
     assert json.loads(command) == ["python", "-m", "service"]
 
 

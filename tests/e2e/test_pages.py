@@ -20,7 +20,7 @@ from tests.service.support import FakeEngine, add_bundle, make_card, serve
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
-# Where everything must be tested, they fail without it.
+# With CI in the environment, whoever sets it, they fail without it.
 pytestmark = pytest.mark.skipif(
     BROWSER is None and "CI" not in os.environ, reason="no chromium on the PATH"
 )

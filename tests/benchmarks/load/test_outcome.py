@@ -3,16 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.load.outcome import COLUMNS, Outcome, over_time, percentiles, summarise
+from benchmarks.load.outcome import over_time, percentiles, summarise
+from tests.benchmarks.support import GIVEN_UP, outcome
 
 LABELS = np.array([0, 1, 2])
-
-
-def outcome(**columns: list[float]) -> Outcome:
-    """Requests whose other columns say nothing."""
-    length = len(next(iter(columns.values())))
-    whole = {name: np.full(length, np.nan) for name in COLUMNS}
-    return Outcome(whole | {name: np.array(v, float) for name, v in columns.items()}, 0.0, 0.0)
 
 
 RUN = outcome(
@@ -33,9 +27,16 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert RUN.latency_ms[1] == pytest.approx(1000)
 
 
+@pytest.mark.parametrize(("seconds", "lasted"), [(0.5, 1.0), (2.0, 2.0)])
+def test_run_lasts_until_its_last_answer_whatever_was_given_up(
+    seconds: float, lasted: float
+) -> None:
+    assert GIVEN_UP.lasted_s(seconds) == lasted
+
+
 def test_summary_counts_refused_late_and_broken_as_missed() -> None:
     found = summarise(RUN, LABELS, seconds=6, target_ms=50)
-    assert (found.refused, found.late, found.errors) == (1, 1, 1)
+    assert (found.refused, found.late, found.errors, found.lost) == (1, 1, 1, 3)
     assert found.within == pytest.approx(2 / 6)
     assert (found.offered, found.answered) == (1.0, 0.5)
     assert found.accuracy == pytest.approx(2 / 3)
