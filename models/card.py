@@ -161,8 +161,8 @@ class Card:
 
         Raises:
             BundleError: another version, a missing or an unknown field, or dimensions that do
-                not give the MACs that the card states. Only `sees` and `views` of the agent may be
-                missing.
+                not give the MACs that the card states. Of the agent `sees`, `views` and `blend`
+                may be missing.
         """
         if values.get("format") != FORMAT:
             raise BundleError(

@@ -217,9 +217,11 @@ class AgentConfig:
             probabilities, or "maps", the largest sorted, every class's, and the last map's means.
             Cards that do not say, as older ones, have "maps".
         views: of the form "paths", what they look at: "image", or "both", the image and its mirror
-            image. Then some paths are run on the mirror image (`mirrored`), and an answer is the
-            path's logits, blended with the answer before, if there is one: two views of an image
+            image. Then some paths are run on the mirror image (`mirrored`): two views of an image
             err less alike than two widths do. Cards that do not say, as older ones, have "image".
+        blend: of the form "paths", what the answer before, if there is one, counts in the answer
+            after a path; the path's own logits count the rest. On cards that do not say, as older
+            ones, `BLEND` if they look at both views, else nothing.
         encoding: of the other forms, features into which each layer's pooled input is encoded.
         hidden: features of the hidden layers, or of the recurrent cell.
     """
@@ -231,6 +233,7 @@ class AgentConfig:
     looks: int = 0
     sees: Sees = "maps"
     views: Views = "image"
+    blend: float = 0.0
 
     def __post_init__(self) -> None:
         if self.form not in ("paths", "priced", "paper"):
@@ -245,11 +248,8 @@ class AgentConfig:
             raise ValueError(f"agent sees {self.sees!r}: choose 'answer' or 'maps'")
         if self.views not in ("image", "both"):
             raise ValueError(f"agent views {self.views!r}: choose 'image' or 'both'")
-
-    @property
-    def blend(self) -> float:
-        """What the answer before counts in the answer of a later look."""
-        return BLEND if self.views == "both" else 0.0
+        if not 0 <= self.blend < 1:
+            raise ValueError(f"agent's blend {self.blend}: it must be in [0, 1)")
 
     def mirrored(self, number: int) -> bool:
         """Whether a path is run on the mirror image.
@@ -276,11 +276,12 @@ class AgentConfig:
         """Read back what `dataclasses.asdict` wrote, lists as tuples.
 
         Raises:
-            ValueError: a field other than `sees` and `views` is missing, or one is unknown.
+            ValueError: a field is missing, other than `sees`, `views` and `blend`, or is unknown.
         """
-        check_fields(cls, values, optional=("sees", "views"))
+        check_fields(cls, values, optional=("sees", "views", "blend"))
+        blend = BLEND if values.get("views") == "both" else 0.0
         paths = tuple(tuple(path) for path in values["paths"])
-        return cls(**{**values, "paths": paths})
+        return cls(**{"blend": blend, **values, "paths": paths})
 
 
 def look_sizes(backbone: BackboneConfig, agent: AgentConfig, look: int) -> tuple[int, ...]:

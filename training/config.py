@@ -149,6 +149,8 @@ class Agent:
         views: of "paths", whether it looks at the image alone or at its mirror image as well, see
             `models.config.AgentConfig`; both, only if the backbone learns from mirrored images too
             (`supernet.flip`).
+        blend: of "paths", what the answer before counts in the next; null: where it looks at both
+            views, what leaves most of the held-out images right, see `training.pathwise`.
         rule: how "paths" is learnt, see `training.pathwise`.
         hidden: features of its hidden layers, or of its recurrent cell.
         recordings: how often rewards are recorded, each time on newly augmented images, and, layer
@@ -171,6 +173,7 @@ class Agent:
     looks: Count = 0
     sees: Sees = "answer"
     views: Views = "both"
+    blend: Share | None = None
     hidden: Positive = 64
     recordings: Positive = 6
     images: Positive = 15000

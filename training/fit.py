@@ -27,7 +27,7 @@ from training.run import Run
 from training.splits import data_of, lineage
 
 _SEARCH = ("paths.count", "paths.images")
-_OF_PATHS = ("agent.rule", "agent.looks", "agent.sees", "agent.views", *_SEARCH)
+_OF_PATHS = ("agent.rule", "agent.looks", "agent.sees", "agent.views", "agent.blend", *_SEARCH)
 # What would be ignored if it were set, by the setting that makes it so.
 _UNUSED = {
     "agent.form=paths": ("agent.encoding", "agent.ways", "agent.epsilon", "agent.penalty"),

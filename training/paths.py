@@ -85,6 +85,7 @@ def _as_set(agent: AgentConfig, settings: Agent) -> AgentConfig:
         looks=settings.looks,
         sees=settings.sees,
         views=settings.views,
+        blend=settings.blend or 0.0,
     )
 
 

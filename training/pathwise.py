@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import chain, combinations, islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +35,7 @@ from models.config import PENALTY_MIDPOINT
 from models.network import Network, blended
 from models.weights import folded
 from training.batches import Batch, generator
+from training.measure import Policy
 from training.qlearning import draw_penalty, minibatches
 from training.run import LEARNING, Run
 from training.runlog import StageLog
@@ -42,6 +45,9 @@ RECORDS, STAGE = "agent-records", "agent"
 RECORDING_BATCH = 500
 # Weights may grow with what is seen of the training images alone.
 WEIGHT_DECAY = 1e-3
+# What the answer before may count in the next where two views are looked at. A path that is much
+# better than the one before is worse for its opinion; one that is hardly better gains by it.
+BLENDS = (0.0, 1 / 6, 1 / 3)
 # Of the softmax of values in the rules "gumbel" and "supervised".
 TEMPERATURE = 0.1
 
@@ -53,6 +59,7 @@ def train(run: Run, network: Network) -> None:
     checkpoint = run.checkpoints.load(STAGE)
     if checkpoint is not None:
         agent.load_state_dict(checkpoint.state["agent"])
+        agent.config = replace(agent.config, blend=checkpoint.state["blend"])
         return
     settings = run.config.agent
     batches = run.batches(RECORDING_BATCH)
@@ -67,10 +74,12 @@ def train(run: Run, network: Network) -> None:
             run.checkpoints.save(RECORDS, records._asdict())
         else:
             records = Records(**recorded.state)
+        if settings.blend is None and agent.config.views == "both":
+            agent.config = replace(agent.config, blend=_best_blend(run, network))
         # The agent is so small that a CPU has learnt before a GPU has been told to.
         _learn(run, agent.cpu(), records, log)
         agent.to(run.device)
-    run.checkpoints.save(STAGE, {"agent": agent.state_dict()})
+    run.checkpoints.save(STAGE, {"agent": agent.state_dict(), "blend": agent.config.blend})
 
 
 class Records(NamedTuple):
@@ -117,6 +126,28 @@ def _record(run: Run, network: Network, batches: Iterable[Batch], log: StageLog)
     logits, labels, pooled = zip(*parts, strict=True)
     maps = [torch.cat(look).cpu() for look in zip(*pooled, strict=True)]
     return Records(torch.cat(logits).cpu(), torch.cat(labels).cpu(), maps)
+
+
+def _best_blend(run: Run, network: Network) -> float:
+    """What is best of `BLENDS` on the held-out images."""
+    looks = Policy(folded(network).to(run.device), run.held_out, run.preprocessing).alone()
+    logits = torch.from_numpy(np.stack([look.logits for look in looks], axis=1))
+    return best_blend(logits, torch.from_numpy(run.held_out.labels))
+
+
+def best_blend(logits: Tensor, labels: Tensor) -> float:
+    """That of `BLENDS` with which most answers are right, over all pairs of paths in their order.
+
+    Args:
+        logits: (N, M, classes), what each path answers by itself. labels: (N,).
+    """
+
+    def right(blend: float) -> int:
+        pairs = combinations(logits.unbind(dim=1), 2)
+        answers = (blended(after, before, blend) for before, after in pairs)
+        return sum(int((answer.argmax(dim=1) == labels).sum()) for answer in answers)
+
+    return max(BLENDS, key=right)
 
 
 def record(network: Network, images: Tensor, labels: Tensor) -> Records:

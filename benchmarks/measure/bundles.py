@@ -10,7 +10,7 @@ from models import backbones
 from models.bundle import Bundle, tensor_shapes
 from models.card import CalibrationPoint, Card
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig
+from models.config import BLEND, AgentConfig, BackboneConfig
 from models.preprocess import Preprocessing
 
 # Places of the paths between the full network, at 0, and the narrowest, at 1, by the logarithm of
@@ -37,7 +37,9 @@ def random_bundle(
     """
     backbone = backbones.build(name, classes, width=width, image_size=image_size)
     paths = spaced_paths(backbone)
-    agent = AgentConfig("paths", hidden=HIDDEN, sees="answer", views="both", paths=paths)
+    agent = AgentConfig(
+        "paths", hidden=HIDDEN, paths=paths, sees="answer", views="both", blend=BLEND
+    )
     rng = np.random.default_rng(SEED)
     tensors = {}
     for key, shape in tensor_shapes(backbone, agent).items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.agent import PathAgent
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig, ConvConfig, Views
+from models.config import BLEND, AgentConfig, BackboneConfig, ConvConfig, Views
 from models.network import Network
 
 # Name → width factor and image size: each small enough for milliseconds, every layer prunable.
@@ -77,7 +77,8 @@ def agent_config(
     drawn = random_paths(backbone, 5, seed=7).numpy()
     order = path_macs(drawn, mac_table(backbone, AgentConfig()), agent=False).argsort()
     paths = tuple(tuple(path) for path in drawn[order].tolist())
-    return AgentConfig("paths", encoding, hidden, paths, looks, views=views)
+    blend = BLEND if views == "both" else 0.0
+    return AgentConfig("paths", encoding, hidden, paths, looks, views=views, blend=blend)
 
 
 @torch.no_grad()

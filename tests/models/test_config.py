@@ -51,7 +51,7 @@ def test_config_from_dict_of_a_missing_or_an_unknown_field_raises(config):
     kind, values = type(config), asdict(config)
     with pytest.raises(ValueError, match=f"{kind.__name__} with unknown colour"):
         kind.from_dict({**values, "colour": "red"})
-    for field in values.keys() - {"sees", "views"}:
+    for field in values.keys() - {"sees", "views", "blend"}:
         with pytest.raises(ValueError, match=f"{kind.__name__} without {field}"):
             kind.from_dict({name: value for name, value in values.items() if name != field})
 
@@ -133,6 +133,21 @@ def test_agent_config_of_unknown_views_raises():
         AgentConfig("paths", paths=(NARROWEST, WHOLE), views="mirror")
 
 
+@pytest.mark.parametrize("blend", [-0.1, 1.0])
+def test_agent_config_of_a_blend_that_is_no_share_raises(blend):
+    with pytest.raises(ValueError, match=r"agent's blend .*: it must be in \[0, 1\)"):
+        AgentConfig("paths", paths=(NARROWEST, WHOLE), blend=blend)
+
+
+@pytest.mark.parametrize(("views", "blend"), [("both", 1 / 3), ("image", 0)])
+def test_agent_config_of_an_older_card_blends_by_its_views(views, blend):
+    agent = AgentConfig("paths", paths=(NARROWEST, WHOLE), views=views, blend=0.2)
+    values = to_dict(agent)
+    assert AgentConfig.from_dict(values).blend == 0.2
+    del values["blend"]
+    assert AgentConfig.from_dict(values).blend == pytest.approx(blend)
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
 def test_agent_config_mirrors_the_second_path_and_every_second_below_the_whole(count):
     paths = (NARROWEST, *[(1, 1, 1, 1, 1, 2)] * (count - 2), WHOLE)
@@ -140,7 +155,6 @@ def test_agent_config_mirrors_the_second_path_and_every_second_below_the_whole(c
     mirrored = {2: [], 3: [1], 4: [1, 2], 5: [1, 3], 6: [1, 2, 4]}[count]
     assert [number for number in range(count) if both.mirrored(number)] == mirrored
     assert not any(image.mirrored(number) for number in range(count))
-    assert (both.blend, image.blend) == (pytest.approx(1 / 3), 0)
 
 
 def test_backbone_config_of_groups_that_do_not_divide_raises():

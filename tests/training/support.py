@@ -10,7 +10,7 @@ from PIL import Image
 
 from models import backbones
 from models.compute import mac_table, path_macs
-from models.config import AgentConfig, BackboneConfig, ConvConfig
+from models.config import BLEND, AgentConfig, BackboneConfig, ConvConfig
 from models.network import Network
 from models.preprocess import Preprocessing
 from training.batches import Augmentation, Batches, generator
@@ -99,7 +99,8 @@ def lively_network(backbone=None, form="priced", seed=0, looks=0, views="image")
     if form == "paths":
         drawn = draw_paths(40, backbone, generator(seed)).tolist()
         paths = _rising(backbone, drawn)
-    agent = AgentConfig(form, encoding=8, hidden=16, paths=paths, looks=looks, views=views)
+    blend = BLEND if views == "both" else 0.0
+    agent = AgentConfig(form, 8, 16, paths, looks, views=views, blend=blend)
     network = Network(backbone, agent)
     _estimate_statistics(network)
     with torch.no_grad():

@@ -185,6 +185,7 @@ def test_find_looks_at_held_out_images_only_and_once(tmp_path, monkeypatch):
     wanted = run.config.agent
     assert (found.hidden, found.looks, found.sees) == (wanted.hidden, wanted.looks, "answer")
     assert found.views == wanted.views == "both"
+    assert found.blend == 0  # until it is found
     assert found.paths[-1] == (4,) * 8
     monkeypatch.setattr(paths, "narrowing", None)
     assert find(run, lively_network(run.backbone, seed=1)) == found

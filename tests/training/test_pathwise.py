@@ -10,7 +10,7 @@ from models.config import PENALTY_MIDPOINT, AgentConfig
 from tests.models.support import agent_config, tiny_backbone
 from tests.training.support import chain, lively_network, tiny_run
 from training import pathwise
-from training.pathwise import Looks, follow, q_error, record, standardise, train
+from training.pathwise import Looks, best_blend, follow, q_error, record, standardise, train
 from training.runlog import LOG, read_log
 
 PATHS = ((1,) * 8, (2,) * 8, (4,) * 8)
@@ -346,3 +346,34 @@ def test_train_answers_are_numbers_however_short_it_learns(tmp_path, epochs):
     for look in (0, 1):
         seen = network.agent.seen(*network.look(torch.randn(5, 3, 12, 12), look))
         assert network.agent(look, seen, torch.rand(5)).isfinite().all()
+
+
+# What the answer before counts
+
+
+def test_best_blend_is_what_leaves_most_right():
+    labels = torch.zeros(3, dtype=torch.int64)
+    # The second path is right where it stands alone; the first would mislead it.
+    alone = torch.tensor([[[0.0, 9.0], [1.0, 0.0]]]).expand(3, 2, 2)
+    assert best_blend(alone, labels) == 0
+    # It is wrong where it stands alone, and the first puts it right from a quarter on.
+    together = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]).expand(3, 2, 2)
+    assert best_blend(together, labels) == pytest.approx(1 / 3)
+    # Where all are level, the least.
+    assert best_blend(torch.eye(2)[None, :1].expand(3, 2, 2), labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("views", "asked", "found"), [("both", None, 1 / 6), ("both", 0.2, 0.2), ("image", None, 0)]
+)
+def test_train_blends_as_held_out_images_say_or_as_asked(
+    tmp_path, monkeypatch, views, asked, found
+):
+    monkeypatch.setattr(pathwise, "best_blend", lambda logits, labels: 1 / 6)
+    run, network = _run(tmp_path, views=views, blend=asked, epochs=1)
+    network.agent.config = replace(network.agent.config, blend=asked or 0)
+    train(run, network)
+    assert network.agent.config.blend == found
+    again = _run(tmp_path, views=views, blend=asked, epochs=1)[1]
+    train(run, again)  # from the checkpoint
+    assert again.agent.config == network.agent.config

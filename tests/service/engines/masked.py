@@ -42,8 +42,8 @@ class MaskedNetwork:
             here = ran[-1]
             seen = image[:, :, ::-1] if self.mirrored(here) else image
             answer, end, macs = self.along(seen, list(self.agent.paths[here]))
-            both = self.agent.views == "both" and here > 0
-            logits = (2 * answer + logits) / 3 if both else answer
+            weight = self.agent.blend if here > 0 else 0
+            logits = (1 - weight) * answer + weight * logits if weight else answer
             spent += macs
             if here >= self.agent.deciding:
                 return logits, ran, spent

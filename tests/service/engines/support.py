@@ -91,8 +91,8 @@ def agent_of(
     views: Views = "both",
 ) -> AgentConfig:
     if form == "paths":
-        paths = some_paths(backbone)
-        return AgentConfig(form, hidden=12, paths=paths, looks=looks, sees=sees, views=views)
+        paths, blend = some_paths(backbone), 0.25 if views == "both" else 0.0
+        return AgentConfig(form, 32, 12, paths, looks, sees, views, blend)
     return AgentConfig(form, encoding=24, hidden=24)
 
 
