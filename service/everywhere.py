@@ -75,8 +75,7 @@ class Everywhere:
 
     def _tell(self, scope: Scope, body: bytes) -> list[Reply]:
         """What the others say to the same."""
-        query = scope["query_string"].decode("latin-1")
-        target = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        target = scope["raw_path"].decode("latin-1")  # no change has a query
         headers = [
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         ]

@@ -52,7 +52,9 @@ def _parameters(*known: str) -> dict[str, Any]:
 )
 async def post_index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
     """All models, served or on disk; with `{"ready": true}` only those that are ready."""
-    only_ready = (await _object(request)).get("ready") is True
+    only_ready = (await _object(request)).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise BadRequest("ready must be true or false")
     on_disk = await asyncio.to_thread(bundle_names, service.settings.bundles)
     states = dict.fromkeys(on_disk.values(), "UNAVAILABLE") | _states(service)
     return [

@@ -78,12 +78,12 @@ def client(
 def test_change_is_told_with_its_body_and_what_says_where_its_page_is_from(
     client: httpx.Client, sibling: Sibling
 ) -> None:
-    assert client.put("/budget?x=1", json={"budget": 0.75}).status_code == 200
+    assert client.put("/budget", json={"budget": 0.75}).status_code == 200
     origin = {"Origin": f"http://{client.base_url.netloc.decode()}"}
     loaded = client.post("/v2/repository/models/tiny/load", json={}, headers=origin)
     assert loaded.status_code == 200
     (budget, _, body), (load, headers, _) = sibling.told
-    assert (budget, json.loads(body)) == ("PUT /budget?x=1", {"budget": 0.75})
+    assert (budget, json.loads(body)) == ("PUT /budget", {"budget": 0.75})
     assert load == "POST /v2/repository/models/tiny/load"
     # Of the same site is a page whose origin has the host that was asked.
     assert headers["origin"] == f"http://{headers['host']}"

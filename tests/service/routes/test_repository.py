@@ -110,6 +110,14 @@ def test_load_refusals_are_the_clients_exceptions(
     assert refusal.value.status() == "409"
 
 
+def test_index_of_what_is_neither_true_nor_false_refused(reader: httpx.Client) -> None:
+    response = reader.post("/v2/repository/index", json={"ready": "yes"})
+    assert (response.status_code, response.json()) == (
+        400,
+        {"error": "ready must be true or false"},
+    )
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
