@@ -29,6 +29,7 @@ Amount = Annotated[_Float, Field(ge=0)]
 PositiveAmount = Annotated[_Float, Field(gt=0)]
 Share = Annotated[_Float, Field(ge=0, le=1)]
 PositiveShare = Annotated[_Float, Field(gt=0, le=1)]
+Blend = Annotated[_Float, Field(ge=0, lt=1)]
 
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -173,7 +174,7 @@ class Agent:
     looks: Count = 0
     sees: Sees = "answer"
     views: Views = "both"
-    blend: Share | None = None
+    blend: Blend | None = None
     hidden: Positive = 64
     recordings: Positive = 6
     images: Positive = 15000

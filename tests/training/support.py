@@ -169,3 +169,13 @@ def fit_flags(data, folder, *settings):
     for setting in (*pairs, *places, *settings):
         flags += ["--set", setting]
     return flags
+
+
+def features_of(agent, look):
+    """How many features the agent sees of a path."""
+    return agent.layers(look)[0].in_features - 1
+
+
+def of_each(worth):
+    """Of three paths, whatever path was before."""
+    return [worth[:, :1], worth[:, 1:2], worth[:, 2:].expand(-1, 2)]

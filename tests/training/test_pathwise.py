@@ -8,9 +8,9 @@ import torch
 from models.agent import PathAgent, new_agent
 from models.config import PENALTY_MIDPOINT, AgentConfig
 from tests.models.support import agent_config, tiny_backbone
-from tests.training.support import chain, lively_network, tiny_run
+from tests.training.support import features_of, lively_network, of_each, tiny_run
 from training import pathwise
-from training.pathwise import Looks, best_blend, follow, q_error, record, standardise, train
+from training.pathwise import Looks, best_blend, follow, record, standardise, train
 from training.runlog import LOG, read_log
 
 PATHS = ((1,) * 8, (2,) * 8, (4,) * 8)
@@ -33,11 +33,6 @@ def _run(folder, seed=0, views="both", **agent):
     return run, network
 
 
-def _features(agent, look):
-    """How many features the agent sees of a path."""
-    return agent.layers(look)[0].in_features - 1
-
-
 @pytest.mark.parametrize("look", range(4))
 @torch.no_grad()
 def test_standardise_keeps_what_the_agent_answers_at_every_penalty(look):
@@ -45,7 +40,7 @@ def test_standardise_keeps_what_the_agent_answers_at_every_penalty(look):
     torch.manual_seed(0)
     agent = PathAgent(backbone, agent_config("paths", backbone))
     others, column = _state(agent), agent.layers(look)[0].weight[:, -1].clone()
-    features = _features(agent, look)
+    features = features_of(agent, look)
     mean, deviation = torch.randn(features) * 5, torch.rand(features) + 0.1
     seen, penalty = torch.randn(30, features) * deviation + mean, torch.linspace(-0.1, 3, 30)
     before = agent(look, (seen - mean) / deviation, penalty)
@@ -54,101 +49,6 @@ def test_standardise_keeps_what_the_agent_answers_at_every_penalty(look):
     assert torch.equal(agent.layers(look)[0].weight[:, -1], column)
     changed = {name for name, same in _same(agent, others).items() if not same}
     assert changed == {f"looks.{look}.0.weight", f"looks.{look}.0.bias"}
-
-
-# The rule, by hand
-
-
-@torch.no_grad()
-def _expecting(first, second):
-    """An agent of three paths that always expects these gains, whatever it sees."""
-    agent = PathAgent(
-        chain(2, 4, 4), AgentConfig("paths", hidden=2, paths=((1, 1), (2, 2), (4, 4)))
-    )
-    for parameter in agent.parameters():
-        parameter.zero_()
-    agent.layers(0)[-1].bias.copy_(torch.tensor(first))
-    agent.layers(1)[-1].bias.copy_(torch.tensor(second))
-    agent.price.copy_(torch.tensor([0.1, 0.25, 1.0]))
-    return agent
-
-
-def _nothing(agent, count):
-    """What is seen after the first path, and after the second, which the first was before."""
-    return [torch.zeros(count, 1, _features(agent, look)) for look in (0, 1)]
-
-
-def _of_each(worth):
-    """Of three paths, whatever path was before."""
-    return [worth[:, :1], worth[:, 1:2], worth[:, 2:].expand(-1, 2)]
-
-
-def _error(agent, worth, penalty):
-    seen = _nothing(agent, len(worth))
-    return q_error(agent, seen, _of_each(torch.tensor(worth)), torch.tensor(penalty)).item()
-
-
-# The first image is right at the last path only, the second at the second only.
-WORTH = [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
-
-
-def test_q_error_returns_follow_the_agents_own_choice_to_go_on():
-    # After the second path it expects 0.8, which is more than 0.5 · 1.0: it goes on, with either.
-    agent = _expecting([0.3, 0.4], [0.8])
-    second = ((0.8 - 1) ** 2 + (0.8 + 1) ** 2) / 2
-    # What follows the second path is then 1 - 0.5 and -1 - 0.5: not what was expected, 0.3, nor
-    # for the second image the best, 0, that it would have got by stopping.
-    returns = [(0 + 0.5, 1), (1 - 1.5, 0)]
-    first = sum((0.3 - a) ** 2 + (0.4 - b) ** 2 for a, b in returns) / 4
-    assert _error(agent, WORTH, [0.5, 0.5]) == pytest.approx(first + second, rel=1e-5)
-
-
-def test_q_error_returns_follow_the_agents_own_choice_to_stop():
-    # 0.3 is less than 0.5 · 1.0: it stops after the second path, though with the first image it
-    # would have gained by going on.
-    agent = _expecting([0.3, 0.4], [0.3])
-    second = ((0.3 - 1) ** 2 + (0.3 + 1) ** 2) / 2
-    first = sum((0.3 - a) ** 2 + (0.4 - b) ** 2 for a, b in [(0, 1), (1, 0)]) / 4
-    assert _error(agent, WORTH, [0.5, 0.5]) == pytest.approx(first + second, rel=1e-5)
-
-
-def test_q_error_knows_what_the_last_path_is_worth_after_each_other():
-    # The last path is right only after the second; the agent goes on there.
-    agent = _expecting([0.3, 0.4], [0.8])
-    worth = [torch.tensor([[0.0]]), torch.tensor([[0.0]]), torch.tensor([[0.0, 1.0]])]
-    found = q_error(agent, _nothing(agent, 1), worth, torch.tensor([0.5])).item()
-    first = ((0.3 - (0 + 1 - 0.5)) ** 2 + (0.4 - 0) ** 2) / 2
-    assert found == pytest.approx(first + (0.8 - 1) ** 2, rel=1e-5)
-
-
-def test_q_error_charges_each_image_its_own_penalty():
-    # Of 0.2 the first image goes on, of 0.9 the second stops.
-    agent = _expecting([0.3, 0.4], [0.8])
-    second = ((0.8 - 1) ** 2 + (0.8 + 1) ** 2) / 2
-    returns = [(0 + 1 - 0.2, 1), (1, 0)]
-    first = sum((0.3 - a) ** 2 + (0.4 - b) ** 2 for a, b in returns) / 4
-    assert _error(agent, WORTH, [0.2, 0.9]) == pytest.approx(first + second, rel=1e-5)
-
-
-def test_q_error_of_estimates_without_truth_promises_nothing():
-    """Noise about which the agent is sure gains nothing on average: a maximum of it would."""
-    torch.manual_seed(0)
-    worth = torch.zeros(20_000, 3)
-    worth[:, 2] = torch.randn(20_000)
-    agent = _expecting([0.0, 0.0], [0.01])
-    agent.requires_grad_(True)
-    q_error(agent, _nothing(agent, 20_000), _of_each(worth), torch.zeros(20_000)).backward()
-    # The gradient of the expectations, of which there are two: their errors' mean, about zero.
-    assert agent.layers(0)[-1].bias.grad.abs().max() < 0.03
-
-
-def test_q_error_teaches_only_what_the_agent_expects_and_not_what_follows():
-    agent = _expecting([0.3, 0.4], [0.8]).requires_grad_(True)
-    worth = _of_each(torch.tensor(WORTH))
-    q_error(agent, _nothing(agent, 2), worth, torch.tensor([0.5, 0.5])).backward()
-    # Twice the error of each, over two images and as many paths: the returns are held fast.
-    found = torch.cat([agent.layers(look)[-1].bias.grad for look in (0, 1)]).tolist()
-    assert found == pytest.approx([0.3 - 0.0, 0.4 - 0.5, 2 * (0.8 - 0.0)], abs=1e-5)
 
 
 # Learning
@@ -175,7 +75,7 @@ class MadeUp:
         glance = 1 + torch.rand(count, 1)  # is not seen, and does not matter
         losses = torch.cat([glance, glance - gains], dim=1)
         right = torch.cat([torch.zeros(count, 1), gains], dim=1) > 0.1
-        return Looks(_of_each(losses), _of_each(right), self.seen(z))
+        return Looks(of_each(losses), of_each(right), self.seen(z))
 
 
 class ToldLate(MadeUp):
@@ -187,7 +87,7 @@ class ToldLate(MadeUp):
         right = torch.stack([torch.zeros_like(last), ~last, last], dim=1)
         seen = self.seen(z)
         seen[0] = self.seen(torch.randn(count, 2))[0]
-        return Looks(_of_each(1 - right.float()), _of_each(right), seen)
+        return Looks(of_each(1 - right.float()), of_each(right), seen)
 
 
 @pytest.fixture
@@ -198,7 +98,7 @@ def learnt(tmp_path, monkeypatch):
         run, network = _run(
             tmp_path, rule=rule, recordings=1, epochs=25, batch_size=128, learning_rate=5e-3
         )
-        made_up = kind([_features(network.agent, look) for look in (0, 1)])
+        made_up = kind([features_of(network.agent, look) for look in (0, 1)])
         monkeypatch.setattr(pathwise, "looks_of", lambda *_: made_up())
         train(run, network)
         return network.agent.requires_grad_(False), made_up(2000)
