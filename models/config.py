@@ -135,6 +135,24 @@ class BackboneConfig:
             raise ValueError(
                 f"backbone {self.name}: image_size {self.image_size} leaves no pixel at the end"
             )
+        for end in ends:
+            self._check_shortcut(end)
+
+    def _check_shortcut(self, end: int) -> None:
+        """See that a block's input can be added to what its last layer gives."""
+        before, start, layer = self.layers[end - 2 : end + 1]
+        channels, sizes = (start.in_channels, layer.out_channels), self.sizes()
+        side = before.pooled_size(sizes[end - 2])
+        if layer.shortcut == "identity":
+            fits = channels[0] == channels[1] and side == sizes[end]
+        else:  # it takes every stride-th pixel
+            fits = -(-side // start.stride) == sizes[end]
+            fits &= layer.shortcut == "project" or channels[0] <= channels[1]
+        if not fits:
+            raise ValueError(
+                f"backbone {self.name}: the shortcut {layer.shortcut} of {layer.name} cannot add "
+                f"{channels[0]} maps of side {side} to {channels[1]} of side {sizes[end]}"
+            )
 
     @property
     def n_layers(self) -> int:

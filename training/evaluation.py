@@ -163,9 +163,10 @@ def table(card: Card, points: Sequence[TestPoint], images: int) -> str:
 
 def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
     """Accuracy against compute, as PNG."""
-    from matplotlib import style
+    from matplotlib import patheffects, style
     from matplotlib.figure import Figure
 
+    outline = [patheffects.withStroke(linewidth=3, foreground="white")]
     with style.context("default"):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -180,7 +181,7 @@ def picture(card: Card, points: Sequence[TestPoint]) -> bytes:
                 place = (6, -22 if y <= following else 6)
                 axes.annotate(
                     f"budget {point.budget:g}\n{y:.1f} %", (x, y), place,
-                    textcoords="offset points", fontsize=8,
+                    textcoords="offset points", fontsize=8, path_effects=outline, zorder=3,
                 )  # fmt: skip
             following = y
         held_out = [(100 * p.fraction, 100 * p.accuracy) for p in card.calibration]

@@ -185,6 +185,28 @@ def test_backbone_config_of_a_block_that_nothing_precedes_raises(layer):
         replace(tiny_backbone(), layers=tuple(layers))
 
 
+@pytest.mark.parametrize(
+    ("shortcut", "change"),
+    [
+        ("identity", {"out_channels": 32}),
+        ("identity", {"stride": 2}),
+        ("pad", {"out_channels": 8}),
+        ("pad", {"padding": 0}),
+        ("project", {"pool": (2, 2, 0)}),
+    ],
+)
+def test_backbone_config_of_a_shortcut_that_does_not_fit_raises(shortcut, change):
+    first, second = (ConvConfig(f"c{i}", f"n{i}", 16, 16) for i in range(2))
+    if "out_channels" in change:
+        second = replace(second, **change)
+    else:
+        first = replace(first, **change)
+    second = replace(second, shortcut=shortcut, projection="p" if shortcut == "project" else None)
+    layers = (ConvConfig("stem", "n", 3, 16), first, second)
+    with pytest.raises(ValueError, match=f"the shortcut {shortcut} of c1 cannot add 16 maps of"):
+        BackboneConfig("residual", 8, layers, (3,), ("linear",), 4)
+
+
 @pytest.mark.parametrize("image_size", [0, 1])
 def test_backbone_config_of_images_too_small_raises(image_size):
     with pytest.raises(ValueError, match=f"image_size {image_size} leaves no pixel"):
