@@ -141,17 +141,16 @@ class BackboneConfig:
     def _check_shortcut(self, end: int) -> None:
         """See that a block's input can be added to what its last layer gives."""
         before, start, layer = self.layers[end - 2 : end + 1]
-        channels, sizes = (start.in_channels, layer.out_channels), self.sizes()
+        reads, gives, sizes = start.in_channels, layer.out_channels, self.sizes()
         side = before.pooled_size(sizes[end - 2])
-        if layer.shortcut == "identity":
-            fits = channels[0] == channels[1] and side == sizes[end]
-        else:  # it takes every stride-th pixel
-            fits = -(-side // start.stride) == sizes[end]
-            fits &= layer.shortcut == "project" or channels[0] <= channels[1]
-        if not fits:
+        # But for the input as it is, a shortcut takes every stride-th pixel.
+        stride = 1 if layer.shortcut == "identity" else start.stride
+        pads = layer.shortcut == "pad" and reads < gives
+        as_wide = reads == gives or pads or layer.shortcut == "project"
+        if not as_wide or -(-side // stride) != sizes[end]:
             raise ValueError(
                 f"backbone {self.name}: the shortcut {layer.shortcut} of {layer.name} cannot add "
-                f"{channels[0]} maps of side {side} to {channels[1]} of side {sizes[end]}"
+                f"{reads} maps of side {side} to {gives} of side {sizes[end]}"
             )
 
     @property

@@ -186,25 +186,22 @@ def test_backbone_config_of_a_block_that_nothing_precedes_raises(layer):
 
 
 @pytest.mark.parametrize(
-    ("shortcut", "change"),
+    ("shortcut", "layer", "change"),
     [
-        ("identity", {"out_channels": 32}),
-        ("identity", {"stride": 2}),
-        ("pad", {"out_channels": 8}),
-        ("pad", {"padding": 0}),
-        ("project", {"pool": (2, 2, 0)}),
+        ("identity", 2, {"out_channels": 32}),
+        ("identity", 1, {"stride": 2}),
+        ("pad", 2, {"out_channels": 8}),
+        ("pad", 1, {"padding": 0}),
+        ("project", 1, {"pool": (2, 2, 0)}),
     ],
 )
-def test_backbone_config_of_a_shortcut_that_does_not_fit_raises(shortcut, change):
-    first, second = (ConvConfig(f"c{i}", f"n{i}", 16, 16) for i in range(2))
-    if "out_channels" in change:
-        second = replace(second, **change)
-    else:
-        first = replace(first, **change)
-    second = replace(second, shortcut=shortcut, projection="p" if shortcut == "project" else None)
-    layers = (ConvConfig("stem", "n", 3, 16), first, second)
-    with pytest.raises(ValueError, match=f"the shortcut {shortcut} of c1 cannot add 16 maps of"):
-        BackboneConfig("residual", 8, layers, (3,), ("linear",), 4)
+def test_backbone_config_of_a_shortcut_that_does_not_fit_raises(shortcut, layer, change):
+    layers = [ConvConfig(f"c{i}", f"n{i}", 3 if i == 0 else 16, 16) for i in range(3)]
+    layers[2] = replace(layers[2], shortcut=shortcut, projection="p")
+    BackboneConfig("residual", 8, tuple(layers), (3,), ("linear",), 4)
+    layers[layer] = replace(layers[layer], **change)
+    with pytest.raises(ValueError, match=f"the shortcut {shortcut} of c2 cannot add 16 maps of"):
+        BackboneConfig("residual", 8, tuple(layers), (3,), ("linear",), 4)
 
 
 @pytest.mark.parametrize("image_size", [0, 1])
